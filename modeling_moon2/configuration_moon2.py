@@ -1,0 +1,82 @@
+"""Configuration of the MOON2.0 product encoder: Qwen3-VL with a mixture of experts in its language model."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.models.qwen3_vl.configuration_qwen3_vl import (
+    Qwen3VLConfig,
+    Qwen3VLTextConfig,
+    Qwen3VLVisionConfig,
+)
+
+ALIGNMENT_OBJECTIVES = ("inter_text", "inter_image", "inter_multimodal", "intra_positive", "intra_negative")
+
+
+class Moon2VisionConfig(Qwen3VLVisionConfig):
+    """Vision tower of Qwen3-VL, unchanged."""
+
+    model_type = "moon2_vision"
+
+
+@strict
+class Moon2TextConfig(Qwen3VLTextConfig):
+    r"""
+    Language model of Qwen3-VL whose feed-forward layers are mixtures of experts.
+
+    Args:
+        num_experts (`int`, defaults to 4):
+            Z, the number of expert MLPs in every layer. 0 keeps the dense MLP of Qwen3-VL.
+        num_experts_per_tok (`int`, defaults to 2):
+            k, the number of experts a token visits. Their gate weights are renormalised to sum to one for k >= 2 and
+            used as they are for k = 1, where a renormalised weight would be constant and leave the gate no gradient.
+        moe_intermediate_size (`int`, *optional*):
+            Width of one expert; `intermediate_size` when not given.
+        router_aux_loss_coef (`float`, defaults to 0.01):
+            ρ, the weight of the load-balancing loss.
+        alignment_objectives (`tuple[str]`):
+            Names of the M objectives, the columns of the dual-alignment matrix W* (Z, M), in this order.
+
+    Raises:
+        ValueError: k is not in 1..Z, or the objectives are others.
+    """
+
+    model_type = "moon2_text"
+
+    num_experts: int = 4
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int | None = None
+    router_aux_loss_coef: float = 0.01
+    alignment_objectives: list[str] | tuple[str, ...] = ALIGNMENT_OBJECTIVES
+    use_cache: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.moe_intermediate_size is None:
+            self.moe_intermediate_size = self.intermediate_size
+        if self.num_experts and not 1 <= self.num_experts_per_tok <= self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok}: a token visits 1 to num_experts={self.num_experts} "
+                "experts"
+            )
+        if tuple(self.alignment_objectives) != ALIGNMENT_OBJECTIVES:
+            raise ValueError(f"alignment_objectives={self.alignment_objectives}: only {ALIGNMENT_OBJECTIVES} is known")
+        super().__post_init__(**kwargs)
+
+
+class Moon2Config(Qwen3VLConfig):
+    r"""
+    Configuration of [`Moon2Model`]: a [`Moon2TextConfig`], a [`Moon2VisionConfig`] and the ids of the tokens that
+    stand for images.
+
+    Example:
+
+    ```python
+    >>> from modeling_moon2 import Moon2Config, Moon2Model
+
+    >>> config = Moon2Config(text_config={"num_experts": 4, "num_experts_per_tok": 2})
+    >>> model = Moon2Model(config)
+    ```
+    """
+
+    model_type = "moon2"
+    sub_configs_defaults = {"vision_config": Moon2VisionConfig, "text_config": Moon2TextConfig}
+
+
+__all__ = ["ALIGNMENT_OBJECTIVES", "Moon2Config", "Moon2TextConfig", "Moon2VisionConfig"]

@@ -1,0 +1,600 @@
+"""MOON2.0: one vector for a product's title, its photos, or both.
+
+Read top to bottom: experts, gate, mixture block W*, layer, language model, vision tower, encoder. The embedding is
+the L2-normalised mean of the last hidden states over the real tokens, r = MeanPool(h).
+
+Reference: Nie et al., "MOON2.0: Dynamic Modality-balanced Multimodal Representation Learning for E-commerce Product
+Understanding", CVPR 2026, arXiv 2511.12449.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.integrations import use_experts_implementation
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLPreTrainedModel,
+    Qwen3VLTextAttention,
+    Qwen3VLTextMLP,
+    Qwen3VLTextRMSNorm,
+    Qwen3VLTextRotaryEmbedding,
+    Qwen3VLVisionAttention,
+    Qwen3VLVisionModel,
+    Qwen3VLVisionPatchEmbed,
+    apply_rotary_pos_emb_vision,
+    eager_attention_forward,
+)
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import is_flash_attention_requested
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_moon2 import Moon2Config, Moon2TextConfig, Moon2VisionConfig
+
+INITIAL_TEMPERATURE = 0.07
+MINIMAL_TEMPERATURE = 0.01
+
+
+class Moon2Routing(NamedTuple):
+    """Routing statistics of the three views (text, image, multimodal) of B items, summed over the tokens of a view.
+
+    gate_sums (3, layers, B, Z): Σ of the chosen experts' renormalised weights G̃, differentiable.
+    prob_sums (3, layers, B, Z): Σ of the full gate distribution G, differentiable.
+    expert_counts (3, layers, B, Z): how many tokens went to each expert.
+    token_counts (3, B): tokens of the view; 0 where the item lacks it. An item without text or without image has no
+        multimodal entry: its tokens count once, in the view they belong to.
+    """
+
+    gate_sums: torch.Tensor
+    prob_sums: torch.Tensor
+    expert_counts: torch.Tensor
+    token_counts: torch.Tensor
+
+
+@dataclass
+class Moon2Output(ModelOutput):
+    """
+    last_hidden_state (B, L, D): hidden states after the final norm.
+    embeddings (B, D): L2-normalised float32 mean of `last_hidden_state` over the real tokens.
+    router_logits: per mixture layer (B, L, Z), W_g h in float32, before the softmax.
+    expert_weights: per mixture layer (B, L, Z), G̃: the chosen experts' weights, zero for the others.
+    hidden_states, attentions: as everywhere in transformers, on request.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    embeddings: torch.FloatTensor | None = None
+    router_logits: tuple[torch.FloatTensor, ...] | None = None
+    expert_weights: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class Moon2ViewsOutput(ModelOutput):
+    """
+    text_embeddings, image_embeddings (B, D): r^t and r^i, zero where the item lacks the view.
+    multimodal_embeddings (B, D): r^mm, of whatever the item has.
+    has_text, has_image (B,): which views exist.
+    routing: [`Moon2Routing`], None for a dense model.
+    alignment_logits (layers, Z, M): W* of every mixture layer, None for a dense model.
+    temperatures (2,): ε (inter-product) and ε̃ (intra-product).
+    """
+
+    text_embeddings: torch.FloatTensor | None = None
+    image_embeddings: torch.FloatTensor | None = None
+    multimodal_embeddings: torch.FloatTensor | None = None
+    has_text: torch.BoolTensor | None = None
+    has_image: torch.BoolTensor | None = None
+    routing: Moon2Routing | None = None
+    alignment_logits: torch.FloatTensor | None = None
+    temperatures: torch.FloatTensor | None = None
+
+
+def mean_pool(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """L2-normalised float32 mean (B, D) of `hidden_states` (B, L, D) where `mask` (B, L) is set; empty rows give 0."""
+    mask = mask.to(torch.float32).unsqueeze(-1)  # (B, L, 1)
+    mean = (hidden_states.float() * mask).sum(1) / mask.sum(1).clamp(min=1)  # (B, D)
+    return F.normalize(mean, dim=-1)
+
+
+def routing_sums(
+    router_logits: tuple[torch.Tensor, ...], expert_weights: tuple[torch.Tensor, ...], mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum routing over the tokens of one view.
+
+    Args:
+        router_logits, expert_weights: per mixture layer (B, L, Z), of one forward.
+        mask (B, L): the tokens that belong to the view.
+
+    Returns:
+        gate_sums, prob_sums, expert_counts, each (layers, B, Z), and token_counts (B,): one view of [`Moon2Routing`].
+    """
+    mask = mask.to(torch.float32)
+    gates = torch.stack(expert_weights)  # (layers, B, L, Z)
+    probs = torch.stack(router_logits).softmax(-1)  # (layers, B, L, Z)
+    sums = (torch.einsum("nblz,bl->nbz", x, mask) for x in (gates, probs, (gates.detach() != 0).float()))
+    return *sums, mask.sum(-1)
+
+
+def multimodal_position_ids(
+    attention_mask: torch.Tensor, image_tokens: torch.Tensor, image_grid_thw: torch.Tensor | None, merge_size: int
+) -> torch.Tensor:
+    """Qwen3-VL's three-dimensional positions for a batch, without a loop over rows and without a host sync.
+
+    Text counts up by one; the tokens of an image share one temporal position and count rows and columns from there;
+    what follows an image goes on after the longer of its two sides. Images are separated by at least one other token.
+
+    Args:
+        attention_mask (B, L): 1 for real tokens, on any side.
+        image_tokens (B, L): true on the placeholders of image features.
+        image_grid_thw (num_images, 3): patch grids, in reading order over the batch.
+        merge_size: patches along one side of a visual token.
+
+    Returns:
+        (3, B, L) int64 positions; padding has position 0.
+    """
+    mask = attention_mask.long()
+    if image_grid_thw is None:
+        return ((mask.cumsum(-1) - 1) * mask).expand(3, -1, -1)
+    first = image_tokens & ~F.pad(image_tokens, (1, 0))[:, :-1]  # (B, L) first token of each image
+    image = (first.flatten().cumsum(0) - 1).clamp(min=0).view_as(first)  # (B, L) index of the last image begun
+    height, width = (image_grid_thw[:, 1:] // merge_size)[image].unbind(-1)  # (B, L) each
+    side = torch.maximum(height, width)
+    advance = torch.where(image_tokens, first * side, mask)
+    start = advance.cumsum(-1) - advance - torch.where(image_tokens & ~first, side, 0)  # (B, L)
+    column = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    within = column - torch.where(first, column, 0).cummax(-1).values  # (B, L) index inside the image
+    rows, columns = within // width, within % width
+    offsets = torch.stack([torch.zeros_like(rows), rows, columns])  # (3, B, L)
+    return (start + torch.where(image_tokens, offsets, 0)) * mask
+
+
+@use_experts_implementation
+class Moon2Experts(nn.Module):
+    """The Z expert MLPs f_z, SwiGLU as in Qwen3, their weights stacked.
+
+    `config._experts_implementation` chooses between this loop ("eager"), "grouped_mm" and "batched_mm".
+    """
+
+    def __init__(self, config: Moon2TextConfig):
+        super().__init__()
+        self.num_experts = config.num_experts
+        width, hidden = config.moe_intermediate_size, config.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(self.num_experts, hidden, width))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """ĥ = Σ_z G̃_z f_z(h) for hidden_states (T, D) with chosen experts and weights (T, k)."""
+        output = torch.zeros_like(hidden_states)
+        for z in range(self.num_experts):
+            token, slot = torch.where(top_k_index == z)
+            gate, up = F.linear(hidden_states[token], self.gate_up_proj[z]).chunk(2, dim=-1)
+            expert_output = F.linear(self.act_fn(gate) * up, self.down_proj[z]) * top_k_weights[token, slot, None]
+            output.index_add_(0, token, expert_output.to(output.dtype))
+        return output
+
+
+class Moon2TopKGate(nn.Module):
+    """G = softmax(W_g h) over Z experts, in float32; the k largest are chosen and, for k >= 2, renormalised to G̃."""
+
+    def __init__(self, config: Moon2TextConfig):
+        super().__init__()
+        self.num_experts_per_tok = config.num_experts_per_tok
+        self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Route hidden_states (T, D): logits (T, Z), weights (T, k), expert index (T, k)."""
+        logits = F.linear(hidden_states.float(), self.weight.float())
+        weights, index = logits.softmax(-1).topk(self.num_experts_per_tok, dim=-1)
+        if self.num_experts_per_tok > 1:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return logits, weights, index
+
+
+class Moon2DualAlignment(nn.Module):
+    """Dual-alignment matrix W* (Z, M): how much each expert serves each objective. A module so that PEFT saves it."""
+
+    def __init__(self, config: Moon2TextConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.num_experts, len(config.alignment_objectives)))
+
+
+class Moon2SparseMoeBlock(nn.Module):
+    """Modality-driven mixture of experts in the place of a layer's MLP."""
+
+    def __init__(self, config: Moon2TextConfig):
+        super().__init__()
+        self.gate = Moon2TopKGate(config)
+        self.experts = Moon2Experts(config)
+        self.dual_alignment = Moon2DualAlignment(config)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mix experts for hidden_states (B, L, D): output (B, L, D), gate logits (B, L, Z), G̃ (B, L, Z)."""
+        tokens = hidden_states.flatten(0, 1)  # (T, D)
+        logits, weights, index = self.gate(tokens)
+        output = self.experts(tokens, index, weights)
+        gates = torch.zeros_like(logits).scatter(-1, index, weights)  # (T, Z)
+        shape = hidden_states.shape[:2]
+        return output.view_as(hidden_states), logits.unflatten(0, shape), gates.unflatten(0, shape)
+
+
+class Moon2DecoderLayer(GradientCheckpointingLayer):
+    """Qwen3-VL's layer; returns the routing beside the hidden states so that its gradient survives checkpointing."""
+
+    def __init__(self, config: Moon2TextConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = Qwen3VLTextAttention(config=config, layer_idx=layer_idx)
+        self.mlp = Moon2SparseMoeBlock(config) if config.num_experts else Qwen3VLTextMLP(config)
+        self.input_layernorm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Hidden states (B, L, D), gate logits and G̃ (B, L, Z); the last two are None for a dense layer."""
+        attention_output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + attention_output
+        mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
+        router_logits = expert_weights = None
+        if isinstance(mlp_output, tuple):
+            mlp_output, router_logits, expert_weights = mlp_output
+        return hidden_states + mlp_output, router_logits, expert_weights
+
+
+class Moon2Temperature(nn.Module):
+    """Learnable temperatures ε (inter-product) and ε̃ (intra-product), kept as logarithms and never under 0.01."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((2,), math.log(INITIAL_TEMPERATURE)))
+
+    def forward(self) -> torch.Tensor:
+        """(2,) temperatures in float32."""
+        return self.weight.float().exp().clamp(min=MINIMAL_TEMPERATURE)
+
+
+class Moon2PreTrainedModel(Qwen3VLPreTrainedModel):
+    """Weight initialisation and the switches that transformers reads from a model class."""
+
+    config: Moon2Config
+    input_modalities = ("image", "text")
+    _no_split_modules = ["Moon2DecoderLayer", "Qwen3VLVisionBlock"]
+    _can_record_outputs = {"hidden_states": Moon2DecoderLayer, "attentions": Qwen3VLTextAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        std = self.config.get_text_config().initializer_range
+        if isinstance(module, Moon2Experts):
+            init.normal_(module.gate_up_proj, mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+        elif isinstance(module, Moon2TopKGate | Moon2DualAlignment):
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, Moon2Temperature):
+            init.constant_(module.weight, math.log(INITIAL_TEMPERATURE))
+
+
+class Moon2VisionPatchEmbed(Qwen3VLVisionPatchEmbed):
+    """Patches arrive already cut, so the convolution is one matrix product; the weight keeps its convolution shape."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        weight = self.proj.weight.flatten(1)  # (D, channels * time * height * width)
+        return F.linear(hidden_states.to(weight.dtype), weight, self.proj.bias)
+
+
+class Moon2VisionAttention(Qwen3VLVisionAttention):
+    """Attention inside each image; images of equal patch counts are one batch instead of a loop over images."""
+
+    def forward(self, hidden_states: torch.Tensor, cu_seqlens, position_embeddings=None, buckets=None, **kwargs):
+        """Attend in hidden_states (patches, D), which holds the images one after the other.
+
+        `buckets` comes from [`Moon2VisionModel`]: per patch count the indices (images, patches) of its patches, or an
+        int where all images have that many patches.
+        """
+        if is_flash_attention_requested(self.config):
+            return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
+        kwargs.pop("max_seqlen", None)
+        query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)  # (P, H, d)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+
+        def attend_images(*states: torch.Tensor) -> torch.Tensor:
+            states = (s.transpose(1, 2) for s in states)  # (images, H, patches, d)
+            output, _ = attend(
+                self, *states, attention_mask=None, scaling=self.scaling, dropout=0.0, is_causal=False, **kwargs
+            )
+            return output.flatten(2)  # (images, patches, D)
+
+        if isinstance(buckets, int):
+            output = attend_images(*(s.unflatten(0, (-1, buckets)) for s in (query, key, value))).flatten(0, 1)
+        else:
+            output = torch.empty_like(hidden_states)
+            parts = [attend_images(query[index], key[index], value[index]).flatten(0, 1) for index in buckets]
+            output = output.index_copy(0, torch.cat([index.flatten() for index in buckets]), torch.cat(parts))
+        return self.proj(output)
+
+
+class Moon2VisionModel(Qwen3VLVisionModel, Moon2PreTrainedModel):
+    """Qwen3-VL's vision tower with the same weights, its per-image loops batched."""
+
+    config: Moon2VisionConfig
+    input_modalities = ("image",)
+
+    def __init__(self, config: Moon2VisionConfig):
+        super().__init__(config)
+        self.patch_embed = Moon2VisionPatchEmbed(config)
+        for block in self.blocks:
+            block.attn = Moon2VisionAttention(config)
+        self.post_init()
+
+    def forward(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs):
+        """Encode hidden_states (patches, channels * time * patch²) of images with grids grid_thw (num_images, 3)."""
+        if is_flash_attention_requested(self.config):
+            return super().forward(hidden_states, grid_thw, **kwargs)
+        counts = grid_thw.prod(-1)
+        sizes = sorted(set(counts.tolist()))
+        if len(sizes) == 1:
+            return super().forward(hidden_states, grid_thw, buckets=sizes[0], **kwargs)
+        starts = counts.cumsum(0) - counts
+        buckets = [
+            starts[counts == size, None] + torch.arange(size, device=starts.device) for size in sizes
+        ]  # per size (images, size)
+        return super().forward(hidden_states, grid_thw, buckets=buckets, **kwargs)
+
+
+class Moon2TextModel(Moon2PreTrainedModel):
+    """The language model: causal, without cache and without language-modelling head."""
+
+    config: Moon2TextConfig
+    input_modalities = ("text",)
+
+    def __init__(self, config: Moon2TextConfig):
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(Moon2DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = Qwen3VLTextRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        deepstack_visual_embeds: list[torch.FloatTensor] | None = None,
+        **kwargs,
+    ) -> Moon2Output:
+        """Run the layers.
+
+        Args:
+            input_ids (B, L) or inputs_embeds (B, L, D): exactly one.
+            attention_mask (B, L): 1 for real tokens.
+            position_ids (3, B, L): positions in time, height, width; counted from `attention_mask` if absent.
+            deepstack_visual_embeds: per early layer (B, L, D), added to its output; zero off the image tokens.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if attention_mask is None:
+            attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
+        if position_ids is None:
+            position_ids = multimodal_position_ids(attention_mask, attention_mask == 0, None, 1)
+        causal_mask = create_causal_mask(
+            config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=None
+        )
+        position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
+
+        hidden_states, router_logits, expert_weights = inputs_embeds, [], []
+        for i, layer in enumerate(self.layers):
+            hidden_states, logits, weights = layer(
+                hidden_states, attention_mask=causal_mask, position_embeddings=position_embeddings, **kwargs
+            )
+            if logits is not None:
+                router_logits.append(logits)
+                expert_weights.append(weights)
+            if deepstack_visual_embeds is not None and i < len(deepstack_visual_embeds):
+                hidden_states = hidden_states + deepstack_visual_embeds[i]
+        return Moon2Output(
+            last_hidden_state=self.norm(hidden_states),
+            router_logits=tuple(router_logits) or None,
+            expert_weights=tuple(expert_weights) or None,
+        )
+
+
+class Moon2Model(Moon2PreTrainedModel):
+    """The product encoder.
+
+    `forward` embeds items as they are given; [`~Moon2Model.encode_views`] embeds the text view, the image view and the
+    multimodal view of every item at once. Inputs come from [`Moon2Processor`].
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModel, AutoProcessor
+
+    >>> processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    >>> model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    >>> inputs = processor(text=["red mug", None], images=[None, photo], return_tensors="pt")
+    >>> model(**inputs).embeddings.shape  # (2, D)
+    ```
+    """
+
+    base_model_prefix = "model"
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: Moon2Config):
+        super().__init__(config)
+        self.visual = Moon2VisionModel._from_config(config.vision_config)
+        self.language_model = Moon2TextModel._from_config(config.text_config)
+        self.temperature = Moon2Temperature()
+        self.post_init()
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Visual tokens of all images (tokens, D), and per DeepStack layer (tokens, D)."""
+        output = self.visual(pixel_values.to(self.visual.dtype), grid_thw=image_grid_thw, return_dict=True)
+        return output.pooler_output, output.deepstack_features
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        mm_token_type_ids: torch.IntTensor | None = None,
+        return_views: bool = False,
+        **kwargs,
+    ) -> Moon2Output | Moon2ViewsOutput:
+        """Embed items.
+
+        Args:
+            input_ids (B, L): tokens, one `<|image_pad|>` for every visual token.
+            attention_mask (B, L): 1 for real tokens; padding may stand on either side.
+            pixel_values (patches, channels * time * patch²), image_grid_thw (num_images, 3): all images of the batch,
+                in reading order.
+            position_ids (3, B, L): computed when absent.
+            inputs_embeds (B, L, D): instead of input_ids, for text alone.
+            mm_token_type_ids (B, L): accepted for compatibility; the placeholders in input_ids already say it.
+            return_views: return [`~Moon2Model.encode_views`]'s output; the way in for wrappers such as DDP.
+        """
+        if return_views:
+            return self.encode_views(input_ids, attention_mask, pixel_values, image_grid_thw, **kwargs)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        elif pixel_values is not None:
+            raise ValueError("images need input_ids: their placeholders cannot be told apart in inputs_embeds")
+        if attention_mask is None:
+            attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
+
+        image_tokens = torch.zeros_like(attention_mask, dtype=torch.bool)
+        if input_ids is not None:
+            image_tokens = input_ids == self.config.image_token_id
+        deepstack_visual_embeds = None
+        if pixel_values is not None:
+            features, deepstack_features = self.get_image_features(pixel_values, image_grid_thw)
+            torch._assert_async(
+                image_tokens.sum() == features.shape[0],
+                "the batch holds another number of <|image_pad|> tokens than of visual tokens; use Moon2Processor",
+            )
+            scatter_mask = image_tokens.unsqueeze(-1)  # (B, L, 1)
+            inputs_embeds = inputs_embeds.masked_scatter(scatter_mask, features.to(inputs_embeds.dtype))
+            deepstack_visual_embeds = [
+                torch.zeros_like(inputs_embeds).masked_scatter(scatter_mask, feature.to(inputs_embeds.dtype))
+                for feature in deepstack_features
+            ]
+        else:
+            torch._assert_async(~image_tokens.any(), "input_ids hold <|image_pad|> tokens but pixel_values is absent")
+        if position_ids is None:
+            position_ids = multimodal_position_ids(
+                attention_mask, image_tokens, image_grid_thw, self.config.vision_config.spatial_merge_size
+            )
+        output = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            deepstack_visual_embeds=deepstack_visual_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        output.embeddings = mean_pool(output.last_hidden_state, attention_mask)
+        return output
+
+    def encode_views(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.IntTensor | None = None,
+        max_text_length: int | None = None,
+        **kwargs,
+    ) -> Moon2ViewsOutput:
+        """Embed the text view, the image view and the multimodal view of every item.
+
+        Attention is causal and images stand first, so the image-only sequence is a prefix of the multimodal one: one
+        pass over [images][text] gives r^i and r^mm, a short pass over [text] gives r^t, and the vision tower sees
+        every image once. Values and gradients are those of three separate forwards. A token of the shared prefix
+        belongs to two views and is counted in both routing statistics.
+
+        Args:
+            input_ids, attention_mask, pixel_values, image_grid_thw: as in `forward`; images before text in each row.
+            max_text_length: number of text tokens of the longest text. Given by the collator it saves the GPU one
+                host sync; otherwise it is read from the batch.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        real = attention_mask.bool()
+        image_ends = (input_ids == self.config.vision_end_token_id) & real
+        image_part = image_ends.flip(-1).cumsum(-1).flip(-1).bool() & real  # (B, L) up to the last <|vision_end|>
+        text_part = real & ~image_part
+        has_text, has_image = text_part.any(-1), image_part.any(-1)
+        both = (has_text & has_image).unsqueeze(-1)
+
+        joint = self.forward(input_ids, attention_mask, pixel_values, image_grid_thw, return_dict=True, **kwargs)
+        if pixel_values is None:
+            text, text_tokens = joint, text_part
+        else:
+            if max_text_length is None:
+                max_text_length = int(text_part.sum(-1).max())
+            order = (~text_part).long().argsort(dim=-1, stable=True)[:, : max(max_text_length, 1)]  # (B, T) text first
+            text_tokens = text_part.gather(1, order)
+            text = self.language_model(
+                input_ids=input_ids.gather(1, order),
+                # a row without text attends to its first token, which pooling and routing leave out
+                attention_mask=F.pad(text_tokens[:, 1:], (1, 0), value=True).long(),
+                return_dict=True,
+                **kwargs,
+            )
+        routing = alignment_logits = None
+        if joint.router_logits is not None:
+            views = (
+                routing_sums(text.router_logits, text.expert_weights, text_tokens),
+                routing_sums(joint.router_logits, joint.expert_weights, image_part),
+                routing_sums(joint.router_logits, joint.expert_weights, real & both),
+            )
+            routing = Moon2Routing(*(torch.stack(sums) for sums in zip(*views, strict=True)))
+            alignment_logits = torch.stack([layer.mlp.dual_alignment.weight for layer in self.language_model.layers])
+        return Moon2ViewsOutput(
+            text_embeddings=mean_pool(text.last_hidden_state, text_tokens),
+            image_embeddings=mean_pool(joint.last_hidden_state, image_part),
+            multimodal_embeddings=joint.embeddings,
+            has_text=has_text,
+            has_image=has_image,
+            routing=routing,
+            alignment_logits=alignment_logits,
+            temperatures=self.temperature(),
+        )
+
+
+__all__ = [
+    "Moon2Model",
+    "Moon2Output",
+    "Moon2PreTrainedModel",
+    "Moon2Routing",
+    "Moon2TextModel",
+    "Moon2ViewsOutput",
+    "Moon2VisionModel",
+    "multimodal_position_ids",
+    "routing_sums",
+]

@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from transformers import AutoModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from modeling_moon2 import Moon2Config, Moon2Model
+from modeling_moon2.modeling_moon2 import mean_pool, multimodal_position_ids, routing_sums
+from moon2_training.losses import DualLevelAlignmentLoss
+from moon2_training.mini import build_mini
+
+VIEWS = ("text", "image", "multimodal")
+
+
+def embed(model, processor, texts, images, **kwargs):
+    return model(**processor(text=texts, images=images, **kwargs)).embeddings
+
+
+def with_implementation(model, attention="sdpa", experts="grouped_mm"):
+    clone = copy.deepcopy(model)
+    clone.set_attn_implementation(attention)
+    clone.set_experts_implementation(experts)
+    return clone
+
+
+@torch.no_grad()
+def test_one_item_alone_is_the_same_item_in_any_batch_and_padding(tiny, mixed_items):
+    model, processor = tiny
+    texts, images = mixed_items
+    right = embed(model, processor, texts, images)
+    left = embed(model, processor, texts, images, padding_side="left")
+    alone = torch.cat([embed(model, processor, [t], [i]) for t, i in zip(texts, images, strict=True)])
+    torch.testing.assert_close(right, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(left, alone, atol=1e-5, rtol=0)
+    order = [3, 0, 5, 1, 4, 2]
+    shuffled = embed(model, processor, [texts[i] for i in order], [images[i] for i in order])
+    torch.testing.assert_close(shuffled, right[order], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_embeddings_are_the_normalised_float32_mean_over_real_tokens(tiny, mixed_items):
+    model, processor = tiny
+    inputs = processor(text=mixed_items[0], images=mixed_items[1])
+    output = model(**inputs)
+    for row in range(len(mixed_items[0])):
+        mean = output.last_hidden_state[row][inputs["attention_mask"][row] == 1].mean(0)
+        torch.testing.assert_close(output.embeddings[row], mean / mean.norm())
+    assert output.embeddings.dtype == torch.float32
+    assert model.to(torch.float32)(**inputs).embeddings.unique(dim=0).shape[0] == len(mixed_items[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_and_expert_implementations_agree(tiny, mixed_items, attention, experts):
+    model, processor = tiny
+    reference = with_implementation(model, "eager", "eager")
+    other = with_implementation(model, attention, experts)
+    assert other.config.text_config._experts_implementation == experts
+    assert other.visual.config._attn_implementation == attention
+    torch.testing.assert_close(
+        embed(other, processor, *mixed_items), embed(reference, processor, *mixed_items), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm"])
+def test_encode_views_equals_three_separate_forwards(tiny, complete_items, experts):
+    """In value, in every parameter's gradient, in ω and in L_aux."""
+    model, processor = tiny
+    texts, images = complete_items
+    torch.manual_seed(1)
+    directions = torch.randn(3, len(texts), model.config.text_config.hidden_size)
+    batch = len(texts) // 2  # the loss reads rows as B queries and B positives
+
+    def loss_of(model, embeddings, routing, alignment_logits, temperatures):
+        total = sum((e * d).sum() for e, d in zip(embeddings, directions, strict=True))
+        views = Views(embeddings, routing, alignment_logits, temperatures)
+        dual = DualLevelAlignmentLoss()(
+            views.rows(2 * batch), torch.arange(1, batch + 1), torch.arange(1, batch + 1),
+            torch.arange(1, batch + 1)[:, None],
+        )  # fmt: skip
+        return total + dual.loss, dual
+
+    class Views:
+        """The six tensors of a Moon2ViewsOutput, for the first rows."""
+
+        def __init__(self, embeddings, routing, alignment_logits, temperatures):
+            self.text_embeddings, self.image_embeddings, self.multimodal_embeddings = embeddings
+            self.routing, self.alignment_logits, self.temperatures = routing, alignment_logits, temperatures
+            self.has_text = self.has_image = torch.ones(len(texts), dtype=torch.bool)
+
+        def rows(self, count):
+            for name in ("text_embeddings", "image_embeddings", "multimodal_embeddings", "has_text", "has_image"):
+                setattr(self, name, getattr(self, name)[:count])
+            gate, prob, load, tokens = self.routing
+            self.routing = type(self.routing)(gate[:, :, :count], prob[:, :, :count], load[:, :, :count],
+                                              tokens[:, :count])  # fmt: skip
+            return self
+
+    shared = with_implementation(model, "sdpa", experts)
+    views = shared(**processor(text=texts, images=images), return_views=True)
+    embeddings = (views.text_embeddings, views.image_embeddings, views.multimodal_embeddings)
+    loss, dual = loss_of(shared, embeddings, views.routing, views.alignment_logits, views.temperatures)
+    loss.backward()
+
+    separate = with_implementation(model, "sdpa", experts)
+    outputs, sums = [], []
+    for text, image in ((texts, None), (None, images), (texts, images)):
+        inputs = processor(text=text, images=image)
+        output = separate(**inputs)
+        outputs.append(output.embeddings)
+        sums.append(routing_sums(output.router_logits, output.expert_weights, inputs["attention_mask"]))
+    routing = type(views.routing)(*(torch.stack(s) for s in zip(*sums, strict=True)))
+    alignment_logits = torch.stack([layer.mlp.dual_alignment.weight for layer in separate.language_model.layers])
+    expected_loss, expected_dual = loss_of(separate, outputs, routing, alignment_logits, separate.temperature())
+    expected_loss.backward()
+
+    for got, expected in zip(embeddings, outputs, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    for name in ("objective_weights", "aux_loss", "objective_losses"):
+        torch.testing.assert_close(getattr(dual, name), getattr(expected_dual, name), atol=1e-5, rtol=1e-5)
+    for got, expected in zip(views.routing, routing, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    expected_gradients = {name: p.grad for name, p in separate.named_parameters()}
+    for name, parameter in shared.named_parameters():
+        expected = expected_gradients[name]
+        if expected is None:
+            assert parameter.grad is None, name
+            continue
+        assert expected.norm() > 0, f"{name} gets no gradient at all"
+        assert (parameter.grad - expected).norm() <= 1e-4 * expected.norm(), name
+
+
+@torch.no_grad()
+def test_encode_views_of_incomplete_items(tiny, mixed_items):
+    model, processor = tiny
+    texts, images = mixed_items
+    for side in ("right", "left"):
+        inputs = processor(text=texts, images=images, padding_side=side)
+        views = model.encode_views(**inputs)
+        torch.testing.assert_close(views.multimodal_embeddings, model(**inputs).embeddings, atol=1e-5, rtol=0)
+        assert views.has_text.tolist() == [t is not None for t in texts]
+        assert views.has_image.tolist() == [i is not None for i in images]
+        for row, (text, image) in enumerate(zip(texts, images, strict=True)):
+            expected = torch.zeros(1, 48) if text is None else embed(model, processor, [text], None)
+            torch.testing.assert_close(views.text_embeddings[row], expected[0], atol=1e-5, rtol=0)
+            expected = torch.zeros(1, 48) if image is None else embed(model, processor, None, [image])
+            torch.testing.assert_close(views.image_embeddings[row], expected[0], atol=1e-5, rtol=0)
+        gates, probs, loads, tokens = views.routing
+        assert (tokens > 0).T.tolist() == [
+            [t is not None, i is not None, t is not None and i is not None] for t, i in zip(texts, images, strict=True)
+        ]
+        per_token = tokens[:, None].expand(-1, gates.shape[1], -1)
+        for sums, total in ((gates, 1), (probs, 1), (loads, 2)):
+            torch.testing.assert_close(sums.sum(-1), total * per_token)
+
+
+@torch.no_grad()
+def test_encode_views_without_any_image_or_any_text(tiny):
+    model, processor = tiny
+    views = model.encode_views(**processor(text=["red mug", "navy shoes for men"]))
+    assert not views.has_image.any() and not views.image_embeddings.any()
+    torch.testing.assert_close(views.text_embeddings, views.multimodal_embeddings)
+
+
+def test_gradients_stay_finite_where_a_view_is_missing(tiny, mixed_items):
+    model = copy.deepcopy(tiny[0])
+    views = model(**tiny[1](text=mixed_items[0], images=mixed_items[1]), return_views=True)
+    total = (
+        views.text_embeddings[:, 1].sum() + views.image_embeddings[:, 0].sum() + views.routing.gate_sums[..., 0].sum()
+    )
+    total.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_positions_equal_qwen3_vl(tiny, mixed_items):
+    model, processor = tiny
+    stock = Qwen3VLModel.__new__(Qwen3VLModel)
+    torch.nn.Module.__init__(stock)
+    stock.config = model.config
+    for side in ("right", "left"):
+        inputs = processor(text=mixed_items[0], images=mixed_items[1], padding_side=side)
+        expected, _ = stock.get_rope_index(
+            inputs["input_ids"], inputs["mm_token_type_ids"], inputs["image_grid_thw"],
+            attention_mask=inputs["attention_mask"],
+        )  # fmt: skip
+        images = inputs["input_ids"] == processor.image_token_id
+        got = multimodal_position_ids(inputs["attention_mask"], images, inputs["image_grid_thw"], 2)
+        assert torch.equal(got, expected)
+        assert got.max() > 5 and got[1].ne(got[0]).any()
+
+
+def test_a_dense_model_of_the_same_weights_answers_as_stock_qwen3_vl(tiny, tiny_config, mixed_items):
+    """num_experts=0 is Qwen3-VL: same state dict, same hidden states, DeepStack and positions included."""
+    from transformers import Qwen3VLConfig
+
+    torch.manual_seed(2)
+    model, processor = build_mini(dataclasses.replace(tiny_config, num_experts=0), ["red mug"] * 9)
+    model.eval()
+    text, vision = model.config.text_config.to_dict(), model.config.vision_config.to_dict()
+    for sub_config in (text, vision):
+        sub_config.pop("model_type")
+    stock = Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision,
+                                       image_token_id=processor.image_token_id)).eval()  # fmt: skip
+    weights = {name: w for name, w in model.state_dict().items() if not name.startswith("temperature")}
+    stock.load_state_dict(weights)
+    inputs = processor(text=mixed_items[0], images=mixed_items[1])
+    with torch.no_grad():
+        expected, got = stock(**inputs).last_hidden_state, model(**inputs).last_hidden_state
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(got[real], expected[real], atol=1e-5, rtol=1e-5)
+    views = model(**inputs, return_views=True)
+    assert views.routing is None and views.alignment_logits is None
+
+
+def test_renormalised_weights_sum_to_one_and_k1_keeps_a_gradient(tiny, tiny_config, mixed_items):
+    model, processor = tiny
+    output = model(**processor(text=mixed_items[0], images=mixed_items[1]))
+    for weights in output.expert_weights:
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+        assert ((weights > 0).sum(-1) == 2).all()
+    single, its_processor = build_mini(dataclasses.replace(tiny_config, num_experts_per_tok=1), ["red mug"] * 9)
+    output = single(**its_processor(text=["red mug"]))
+    output.embeddings[0, 0].backward()
+    for layer in single.language_model.layers:
+        assert layer.mlp.gate.weight.grad.abs().sum() > 0
+    assert (output.expert_weights[0].sum(-1) < 1).all()
+
+
+def test_gradient_checkpointing_keeps_every_gradient(tiny, complete_items):
+    def gradients(checkpointing):
+        model = copy.deepcopy(tiny[0]).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        views = model(**tiny[1](text=complete_items[0], images=complete_items[1]), return_views=True)
+        weights = torch.linspace(-1, 1, views.routing.gate_sums.numel()).view_as(views.routing.gate_sums)
+        (views.multimodal_embeddings[:, 0].sum() + (weights * views.routing.gate_sums).sum()).backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert plain.keys() == checkpointed.keys()
+    for name in plain:
+        torch.testing.assert_close(plain[name], checkpointed[name], msg=name)
+
+
+def test_initialisation_reaches_every_parameter(tiny_config):
+    model, _ = build_mini(tiny_config, ["red mug"] * 9)
+    for name, parameter in model.named_parameters():
+        assert parameter.isfinite().all() and parameter.abs().max() < 5, name
+        if "experts" in name or "gate" in name or "dual_alignment" in name:
+            assert 0.01 < parameter.std() < 0.03, name
+    torch.testing.assert_close(model.temperature(), torch.full((2,), 0.07))
+
+
+def test_weights_missing_in_a_checkpoint_are_initialised(tiny, tmp_path):
+    model, _ = tiny
+    new = ("temperature", "gate.weight", "dual_alignment")
+    state = {name: w for name, w in model.state_dict().items() if not any(part in name for part in new)}
+    missing = set(model.state_dict()) - set(state)
+    model.save_pretrained(tmp_path, state_dict=state)
+    loaded, info = Moon2Model.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["missing_keys"]) == missing and len(missing) == 5
+    for name in info["missing_keys"]:
+        weight = loaded.state_dict()[name]
+        assert weight.isfinite().all() and 0 < weight.abs().max() < 5, name
+    torch.testing.assert_close(loaded.temperature(), torch.full((2,), 0.07))
+
+
+def test_the_auto_classes_know_the_model(tiny, tmp_path, mixed_items):
+    model, processor = tiny
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is Moon2Model and type(loaded.config) is Moon2Config
+    with torch.no_grad():
+        torch.testing.assert_close(embed(loaded, processor, *mixed_items), embed(model, processor, *mixed_items))
+
+
+def test_wrong_inputs_are_refused(tiny, make_image):
+    model, processor = tiny
+    inputs = processor(text=["mug"], images=[make_image(0)])
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model()
+    with pytest.raises(RuntimeError, match="pixel_values is absent"):
+        model(input_ids=inputs["input_ids"])
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == processor.image_token_id, 5)
+    with pytest.raises(RuntimeError, match="another number of"):
+        model(**inputs)
+
+
+def test_mean_pool_of_an_empty_row_is_zero_with_finite_gradient():
+    hidden = torch.randn(2, 3, 4, requires_grad=True)
+    pooled = mean_pool(hidden, torch.tensor([[1, 1, 0], [0, 0, 0]]))
+    assert not pooled[1].any()
+    pooled.sum().backward()
+    assert hidden.grad.isfinite().all()
+
+
+def test_hidden_states_and_attentions_on_request(tiny, mixed_items):
+    model, processor = tiny
+    inputs = processor(text=mixed_items[0], images=mixed_items[1])
+    eager = with_implementation(model, "eager")
+    output = eager(**inputs, output_hidden_states=True, output_attentions=True)
+    assert len(output.hidden_states) == 3 and len(output.attentions) == 2
+    assert output.hidden_states[1].shape == output.last_hidden_state.shape
+    length = inputs["input_ids"].shape[1]
+    assert output.attentions[0].shape == (6, 2, length, length)
