@@ -1,0 +1,648 @@
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from modeling_moon2 import ALIGNMENT_OBJECTIVES, Moon2Routing, Moon2ViewsOutput
+from moon2_training.losses import (
+    OBJECTIVES,
+    DualLevelAlignmentLoss,
+    inter_product_loss,
+    intra_product_loss,
+    load_balancing_loss,
+    masked_info_nce,
+    negative_mask,
+    objective_weights,
+    sparsity_loss,
+    split_roles,
+)
+
+TEXT, IMAGE, MULTIMODAL = range(3)
+SEEDS = (2, 4, 13)  # of the batches compared with the reference
+
+
+class Batch(NamedTuple):
+    """A batch before any sum over tokens; its float tensors are leaves, so that gradients are compared per token."""
+
+    embeddings: Tensor  # (3, R, D)
+    has: Tensor  # (2, R) bool, text and image
+    gates: Tensor  # (3, L, R, T, Z), G̃; padding holds numbers too
+    probs: Tensor  # (3, L, R, T, Z), G
+    lengths: Tensor  # (3, R)
+    alignment_logits: Tensor  # (L, Z, 5)
+    temperatures: Tensor  # (2,)
+    product_keys: Tensor  # (N,)
+    title_keys: Tensor  # (N,)
+    positive_keys: Tensor  # (B, P)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.embeddings, self.gates, self.probs, self.alignment_logits, self.temperatures]
+
+    @property
+    def keys(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.product_keys, self.title_keys, self.positive_keys
+
+    def views(self, *, dense: bool = False) -> Moon2ViewsOutput:
+        present = torch.stack([*self.has, torch.ones_like(self.has[0])])
+        text, image, multimodal = self.embeddings * present[:, :, None]
+        return Moon2ViewsOutput(
+            text_embeddings=text,
+            image_embeddings=image,
+            multimodal_embeddings=multimodal,
+            has_text=self.has[TEXT],
+            has_image=self.has[IMAGE],
+            routing=None if dense else sum_tokens(self.gates, self.probs, self.lengths),
+            alignment_logits=None if dense else self.alignment_logits,
+            temperatures=self.temperatures,
+        )
+
+
+def sum_tokens(gates: Tensor, probs: Tensor, lengths: Tensor) -> Moon2Routing:
+    real = torch.arange(gates.shape[3]) < lengths[:, :, None]  # (3, R, T)
+    real = real[:, None, :, :, None]
+    return Moon2Routing(
+        gate_sums=(gates * real).sum(3),
+        prob_sums=(probs * real).sum(3),
+        expert_counts=((gates > 0) * real).sum(3).to(gates.dtype),
+        token_counts=lengths.to(gates.dtype),
+    )
+
+
+def make_batch(
+    seed: int,
+    batch_size: int = 5,
+    *,
+    explicit: bool = True,
+    missing: float = 0.3,
+    temperature: float = 0.3,
+    dtype: torch.dtype = torch.float64,
+    has: Tensor | None = None,
+    num_products: int = 8,
+) -> Batch:
+    """Random embeddings and routing; few products and fewer titles, so that both collide within the batch."""
+    rng = torch.Generator().manual_seed(seed)
+    rows, layers, experts, size = batch_size * (3 if explicit else 2), 3, 4, 6
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=rng, dtype=torch.float64)
+
+    def integers(low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=rng)
+
+    if has is None:
+        has = uniform(2, rows) >= missing
+        has[TEXT] |= ~has[IMAGE]
+    lengths = torch.stack([integers(1, 5, rows) * has[TEXT], integers(1, 4, rows) * has[IMAGE]])
+    lengths = torch.stack([*lengths, lengths.sum(0) * has.all(0)])
+    probs = (4 * uniform(3, layers, rows, 8, experts)).softmax(-1)
+    best, chosen = probs.topk(2)
+    gates = torch.zeros_like(probs).scatter(-1, chosen, best / best.sum(-1, keepdim=True))
+    product_keys = integers(1, num_products + 1, rows - batch_size)
+    others = integers(0, num_products + 1, batch_size, 2)  # further positives of the query; 0 is padding
+    return Batch(
+        embeddings=torch.nn.functional.normalize(uniform(3, rows, size) - 0.5, dim=-1).to(dtype).requires_grad_(),
+        has=has,
+        gates=gates.to(dtype).requires_grad_(),
+        probs=probs.to(dtype).requires_grad_(),
+        lengths=lengths,
+        alignment_logits=(uniform(layers, experts, 5) * 4).to(dtype).requires_grad_(),
+        temperatures=torch.tensor([temperature, 0.7 * temperature], dtype=dtype, requires_grad=True),
+        product_keys=product_keys,
+        title_keys=product_keys % 4,
+        positive_keys=torch.cat([product_keys[:batch_size, None], others], dim=1),
+    )
+
+
+def reference(batch: Batch, *, learned: bool = True, floor: float = 0.0, aux: float = 0.01, sparsity: float = 0.01):
+    """The paper, one row and one token at a time. Returns (loss, [L_m], [weight_m], [served_m], L_aux, L_sparsity)."""
+    views, size = batch.views(), len(batch.positive_keys)
+    text, image, multimodal = views.text_embeddings, views.image_embeddings, views.multimodal_embeddings
+    epsilon, intra_epsilon = views.temperatures
+    rows, layers, experts = len(text), batch.gates.shape[1], batch.gates.shape[-1]
+    products, titles = batch.product_keys.tolist(), batch.title_keys.tolist()
+    has_text, has_image = views.has_text.tolist(), views.has_image.tolist()
+    lengths = batch.lengths.tolist()
+    objectives = OBJECTIVES if rows == 3 * size else OBJECTIVES[:4]
+
+    objective_losses, tokens_of, served = [], [], []
+    for name in objectives:
+        row_losses, tokens = [], []
+        for b in range(size):
+            if name.startswith("inter"):
+                view = OBJECTIVES.index(name)
+                if not (has_text[b] or view == IMAGE) or not (has_image[b] or view == TEXT):
+                    continue
+                positive = torch.exp((text, image, multimodal)[view][b] @ multimodal[size + b] / epsilon)
+                total = positive
+                for n in range(len(products)):
+                    if products[n] not in batch.positive_keys[b].tolist() and titles[n] != titles[b]:
+                        total = total + torch.exp((text, image, multimodal)[view][b] @ multimodal[size + n] / epsilon)
+                tokens += [(view, b, t) for t in range(lengths[view][b])]
+            else:
+                item = b if name == "intra_positive" else size + b
+                if not has_text[size + item] or not has_image[size + item]:
+                    continue
+                positive = torch.exp(image[size + item] @ text[size + item] / intra_epsilon)
+                total = positive
+                for n in range(len(products)):
+                    if has_text[size + n] and products[n] != products[item] and titles[n] != titles[item]:
+                        total = total + torch.exp(image[size + item] @ text[size + n] / intra_epsilon)
+                for view in (TEXT, IMAGE):
+                    tokens += [(view, size + item, t) for t in range(lengths[view][size + item])]
+            row_losses.append(-torch.log(positive / total))
+        served.append(len(row_losses) > 0)
+        objective_losses.append(sum(row_losses) / len(row_losses) if row_losses else torch.zeros((), dtype=text.dtype))
+        tokens_of.append(tokens)
+
+    preferences = []  # [l][z][m]
+    for layer in range(layers):
+        preferences.append([])
+        for z in range(experts):
+            powers = [torch.exp(batch.alignment_logits[layer, z, m]) for m in range(len(objectives))]
+            preferences[layer].append([power / sum(powers) for power in powers])
+
+    weights = []
+    for m, tokens in enumerate(tokens_of):
+        omega = torch.tensor(1 / len(objectives), dtype=text.dtype)
+        if tokens:
+            omega = 0
+            for layer in range(layers):
+                for view, row, t in tokens:
+                    for z in range(experts):
+                        gate = batch.gates[view, layer, row, t, z]
+                        omega = omega + preferences[layer][z][m] * gate / len(tokens) / layers
+        weights.append(floor + (1 - floor) * len(objectives) * omega if learned else torch.ones((), dtype=text.dtype))
+
+    all_tokens = [(view, row, t) for view in range(3) for row in range(rows) for t in range(lengths[view][row])]
+    aux_loss, sparsity_term = 0, 0
+    for layer in range(layers):
+        chosen = [sum(float(batch.gates[v, layer, r, t, z] > 0) for v, r, t in all_tokens) for z in range(experts)]
+        for z in range(experts):
+            mean_prob = sum(batch.probs[v, layer, r, t, z] for v, r, t in all_tokens) / len(all_tokens)
+            aux_loss = aux_loss + experts * chosen[z] / sum(chosen) * mean_prob / layers
+            entropy = -sum(p * torch.log(p) for p in preferences[layer][z])
+            sparsity_term = sparsity_term + entropy / experts / layers
+    loss = aux * aux_loss + sparsity * sparsity_term
+    for weight, objective_loss in zip(weights, objective_losses, strict=True):
+        loss = loss + weight * objective_loss
+    return loss, objective_losses, weights, served, aux_loss, sparsity_term
+
+
+def assert_close(actual: Tensor, expected, tolerance: float = 1e-10) -> None:
+    if not isinstance(expected, Tensor):
+        expected = torch.stack([torch.as_tensor(value) for value in expected])
+    torch.testing.assert_close(actual, expected.detach().to(actual.dtype), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["in_batch", "explicit"])
+@pytest.mark.parametrize(
+    ("seed", "options"),
+    [
+        (SEEDS[0], {}),
+        (SEEDS[1], {"objective_floor": 0.3, "aux_coef": 0.5, "sparsity_coef": 0.25}),
+        (SEEDS[2], {"objective_weighting": "uniform"}),
+    ],
+)
+def test_value_and_gradients_equal_the_reference(seed: int, options: dict, explicit: bool) -> None:
+    batch = make_batch(seed, explicit=explicit)
+    output = DualLevelAlignmentLoss(**options)(batch.views(), *batch.keys)
+    loss, objective_losses, weights, served, aux, sparsity = reference(
+        batch,
+        learned=options.get("objective_weighting") != "uniform",
+        floor=options.get("objective_floor", 0.0),
+        aux=options.get("aux_coef", 0.01),
+        sparsity=options.get("sparsity_coef", 0.01),
+    )
+    assert output.objectives == (OBJECTIVES if explicit else OBJECTIVES[:4])
+    assert output.served.tolist() == served == [True] * len(output.objectives)
+    assert_close(output.objective_losses, objective_losses)
+    assert_close(output.objective_weights, weights)
+    assert_close(output.aux_loss, aux)
+    assert_close(output.sparsity_loss, sparsity)
+    assert_close(output.loss, loss)
+    gradients = torch.autograd.grad(output.loss, batch.leaves, allow_unused=True)
+    expected = torch.autograd.grad(loss, batch.leaves, allow_unused=True)
+    for gradient, wanted, leaf in zip(gradients, expected, batch.leaves, strict=True):
+        zeros = torch.zeros_like(leaf)
+        assert_close(zeros if gradient is None else gradient, zeros if wanted is None else wanted)
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["in_batch", "explicit"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_compared_batches_hold_the_hard_cases(seed: int, explicit: bool) -> None:
+    batch = make_batch(seed, explicit=explicit)
+    size, products, titles = len(batch.positive_keys), batch.product_keys.tolist(), batch.title_keys.tolist()
+    pairs = [(a, b) for a in range(len(products)) for b in range(a)]
+    assert any(products[a] == products[b] for a, b in pairs)
+    assert any(products[a] != products[b] and titles[a] == titles[b] for a, b in pairs)
+    further = [set(keys) - {0, products[b]} for b, keys in enumerate(batch.positive_keys.tolist())]
+    assert any(keys & set(products) for keys in further)
+    for missing in (~batch.has[:, :size], ~batch.has[:, size:]):  # of queries, of items
+        assert missing[TEXT].any() and missing[IMAGE].any()
+
+
+def test_float32_stays_close_to_the_float64_reference() -> None:
+    batch = make_batch(3, dtype=torch.float32)
+    output = DualLevelAlignmentLoss()(batch.views(), *batch.keys)
+    assert output.loss.dtype == output.objective_weights.dtype == torch.float32
+    assert_close(output.loss, reference(make_batch(3))[0], 1e-5)
+
+
+def test_omega_worked_out_by_hand() -> None:
+    # B = 2 rows [q_1, q_2, p_1, p_2], L = 2, Z = 2, 4 token slots. Given is G̃ of expert 1; expert 2 has the rest.
+    # Slots after a row's length are padding and hold 0.77.
+    #                    layer 1             layer 2
+    # q_1 text           1.0 0.5             0.2 0.3
+    # q_2 text           0.9                 0.4
+    # q_2 image          0.6 0.2             0.0 0.5
+    # p_1 text           0.2                 1.0
+    # p_1 image          0.6 0.5 0.7         0.4 0.2 0.0
+    # p_2 text           0.9 0.9             0.9 0.9           no image, so p_2 is no token of intra_positive
+    first = torch.full((3, 2, 4, 4), 0.77)  # (view, layer, row, token)
+    lengths = torch.zeros(3, 4, dtype=torch.long)
+    for view, row, per_layer in [
+        (TEXT, 0, [[1.0, 0.5], [0.2, 0.3]]),
+        (TEXT, 1, [[0.9], [0.4]]),
+        (IMAGE, 1, [[0.6, 0.2], [0.0, 0.5]]),
+        (TEXT, 2, [[0.2], [1.0]]),
+        (IMAGE, 2, [[0.6, 0.5, 0.7], [0.4, 0.2, 0.0]]),
+        (TEXT, 3, [[0.9, 0.9], [0.9, 0.9]]),
+    ]:
+        lengths[view, row] = len(per_layer[0])
+        first[view, :, row, : lengths[view, row]] = torch.tensor(per_layer)
+    gates = torch.stack([first, 1 - first], dim=-1)
+    # p over (inter_text, inter_image, intra_positive); the other two columns are not active and must not matter.
+    preferences = torch.tensor([[[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]], [[0.4, 0.4, 0.2], [0.1, 0.5, 0.4]]])
+    alignment_logits = torch.full((2, 2, 5), 50.0)
+    alignment_logits[..., [0, 1, 3]] = preferences.log()
+    outputs = Moon2ViewsOutput(
+        *torch.nn.functional.normalize(torch.randn(3, 4, 3), dim=-1),
+        has_text=torch.tensor([True, True, True, True]),
+        has_image=torch.tensor([False, True, True, False]),
+        routing=sum_tokens(gates, gates, lengths),
+        alignment_logits=alignment_logits,
+        temperatures=torch.tensor([0.1, 0.1]),
+    )
+    loss = DualLevelAlignmentLoss(objectives=("inter_text", "inter_image", "intra_positive"))
+    output = loss(outputs, torch.tensor([1, 2]), torch.tensor([1, 2]), torch.tensor([[1], [2]]))
+    # text:  mean G̃ = (1.0+0.5+0.9)/3 = 0.8 and (0.2+0.3+0.4)/3 = 0.3
+    #        ω = ½[(0.8·0.5 + 0.2·0.2) + (0.3·0.4 + 0.7·0.1)]    = ½[0.44 + 0.19]  = 0.315
+    # image: mean G̃ = (0.6+0.2)/2 = 0.4 and (0.0+0.5)/2 = 0.25
+    #        ω = ½[(0.4·0.3 + 0.6·0.2) + (0.25·0.4 + 0.75·0.5)]  = ½[0.24 + 0.475] = 0.3575
+    # intra: mean G̃ = (0.2+0.6+0.5+0.7)/4 = 0.5 and (1.0+0.4+0.2+0.0)/4 = 0.4
+    #        ω = ½[(0.5·0.2 + 0.5·0.6) + (0.4·0.2 + 0.6·0.4)]    = ½[0.40 + 0.32]  = 0.36
+    assert_close(output.objective_weights, torch.tensor([3 * 0.315, 3 * 0.3575, 3 * 0.36]), 1e-6)
+
+
+def test_objective_weights_without_tokens_are_one_over_m_and_have_finite_gradients() -> None:
+    gate_sums = torch.zeros(4, 2, 3, requires_grad=True)
+    logits = torch.randn(2, 3, 4, requires_grad=True)
+    omega = objective_weights(gate_sums, torch.zeros(4), logits)
+    assert omega.tolist() == [0.25] * 4
+    for gradient in torch.autograd.grad(omega.sum(), [gate_sums, logits]):
+        assert not gradient.any()
+
+
+def routing_statistics(gates: list[list[float]]) -> tuple[Tensor, Tensor, Tensor]:
+    """One-layer statistics of a text-only row with these tokens, for k = 1 and G = the given distribution."""
+    probs = torch.tensor(gates)
+    expert_counts, prob_sums = torch.zeros(2, 3, 1, 1, probs.shape[-1])
+    expert_counts[TEXT, 0, 0] = torch.nn.functional.one_hot(probs.argmax(-1), probs.shape[-1]).sum(0).float()
+    prob_sums[TEXT, 0, 0] = probs.sum(0)
+    return expert_counts, prob_sums, torch.tensor([[float(len(gates))], [0.0], [0.0]])
+
+
+def test_load_balancing_loss_by_hand() -> None:
+    balanced = routing_statistics((0.1 + 0.6 * torch.eye(4)).tolist())
+    assert_close(load_balancing_loss(*balanced), torch.tensor(1.0), 1e-6)
+    collapsed = routing_statistics([[1.0, 0.0, 0.0, 0.0]] * 4)
+    assert_close(load_balancing_loss(*collapsed), torch.tensor(4.0), 1e-6)
+    # Two layers, balanced and collapsed: the mean of 1 and 4.
+    both = [torch.cat(parts, dim=1) for parts in zip(balanced[:2], collapsed[:2], strict=True)]
+    assert_close(load_balancing_loss(*both, balanced[2]), torch.tensor(2.5), 1e-6)
+    # Z = 2: chosen by 2 and 1 tokens, P = ((0.9+0.6+0.3)/3, (0.1+0.4+0.7)/3) = (0.6, 0.4); 2·(⅔·0.6 + ⅓·0.4) = 16/15.
+    uneven = routing_statistics([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
+    assert_close(load_balancing_loss(*uneven), torch.tensor(16 / 15), 1e-6)
+
+
+def test_load_balancing_counts_a_shared_token_in_every_view_it_is_in() -> None:
+    # The image token [0.9, 0.1] is also the prefix of the multimodal view; the text token [0.2, 0.8] is its end.
+    # f = (2, 1)/3, P = (0.9+0.9+0.2, 0.1+0.1+0.8)/3 = (2, 1)/3; Z Σ f·P = 2·(4/9 + 1/9) = 10/9.
+    expert_counts = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])[:, None, None]
+    prob_sums = torch.tensor([[0.0, 0.0], [0.9, 0.1], [1.1, 0.9]])[:, None, None]
+    aux = load_balancing_loss(expert_counts, prob_sums, torch.tensor([[0.0], [1.0], [2.0]]))
+    assert_close(aux, torch.tensor(10 / 9), 1e-6)
+
+
+def test_sparsity_loss_is_zero_for_one_hot_and_log_m_for_uniform() -> None:
+    one_hot = (200 * torch.eye(5)[:4].repeat(2, 1, 1)).requires_grad_()
+    assert sparsity_loss(one_hot).item() == 0
+    assert torch.autograd.grad(sparsity_loss(one_hot), one_hot)[0].isfinite().all()
+    assert_close(sparsity_loss(torch.full((2, 4, 5), 3.0)), torch.tensor(math.log(5)), 1e-6)
+    # One layer of each: the mean.
+    mixed = torch.cat([one_hot[:1], torch.zeros(1, 4, 5)])
+    assert_close(sparsity_loss(mixed), torch.tensor(math.log(5) / 2), 1e-6)
+
+
+def test_expert_load_and_routing_entropy_by_hand() -> None:
+    # q has text (2 tokens) alone, p an image (1 token) alone. Load counts choices, entropy takes the mean of G.
+    gates = torch.zeros(3, 2, 2, 2, 2)
+    probs = torch.zeros(3, 2, 2, 2, 2)
+    gates[TEXT, :, 0] = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]])  # both, then the first only
+    probs[TEXT, :, 0] = torch.tensor([[[0.6, 0.4], [0.4, 0.6]], [[0.8, 0.2], [0.7, 0.3]]])  # means ½ ½ and ¾ ¼
+    gates[IMAGE, :, 1, 0] = torch.tensor([0.0, 1.0])
+    probs[IMAGE, :, 1, 0] = torch.tensor([0.0, 1.0])
+    outputs = Moon2ViewsOutput(
+        *torch.nn.functional.normalize(torch.randn(3, 2, 3), dim=-1),
+        has_text=torch.tensor([True, False]),
+        has_image=torch.tensor([False, True]),
+        routing=sum_tokens(gates, probs, torch.tensor([[2, 0], [0, 1], [0, 0]])),
+        alignment_logits=torch.zeros(2, 2, 5),
+        temperatures=torch.tensor([0.1, 0.1]),
+    )
+    output = DualLevelAlignmentLoss()(outputs, torch.tensor([1]), torch.tensor([1]), torch.tensor([[1]]))
+    assert_close(output.expert_load, torch.tensor([[0.75, 0.25], [0.0, 1.0], [0.0, 0.0]]), 1e-6)
+    quarter = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert_close(output.routing_entropy, torch.tensor([(math.log(2) + quarter) / 2, 0.0, 0.0]), 1e-6)
+
+
+def test_the_objectives_are_the_columns_of_w() -> None:
+    assert tuple(ALIGNMENT_OBJECTIVES) == OBJECTIVES
+
+
+def test_negative_mask_by_hand() -> None:
+    mask = negative_mask(
+        product_keys=torch.tensor([1, 2, 3, 4, 1]),
+        title_keys=torch.tensor([10, 20, 10, 40, 11]),
+        positive_keys=torch.tensor([[1, 4], [2, 0]]),
+        positive_titles=torch.tensor([10, 20]),
+    )
+    # Row 1: itself, its title again, another known positive, its product again. Row 2: only itself.
+    assert mask.tolist() == [[False, True, False, False, False], [True, False, True, True, True]]
+
+
+def test_info_nce_by_hand_and_zero_without_negatives() -> None:
+    anchors = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    candidates = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    negatives = torch.tensor([[False, True, False], [False, False, False]])
+    losses = masked_info_nce(anchors, candidates, torch.tensor([0, 2]), negatives, torch.tensor(0.5))
+    assert_close(losses, [math.log(1 + math.exp((1.0 - 0.6) / 0.5)), 0.0], 1e-6)
+    assert losses[1].item() == 0
+    gradient = torch.autograd.grad(losses[1], [anchors, candidates])
+    assert not gradient[0].any() and not gradient[1].any()
+
+
+def test_pure_functions_pass_gradcheck() -> None:
+    batch = make_batch(4)
+    query, items = split_roles(batch.views(), 5)[0], batch.embeddings[:, 5:]
+    negatives = negative_mask(*batch.keys, batch.title_keys[:5])
+    epsilon = batch.temperatures[0]
+    routing = batch.views().routing
+    shape = (5, 2, 4)  # (M, L, Z)
+    sums = torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    counts = torch.tensor([3.0, 0.0, 5.0, 1.0, 2.0], dtype=torch.float64)
+    logits = torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True)
+    for function, inputs in [
+        (lambda q, c, e: inter_product_loss(q, c, negatives, e), (query.text, items[MULTIMODAL], epsilon)),
+        (lambda i, t, e: intra_product_loss(i, t, 5, negatives, e), (items[IMAGE, 5:], items[TEXT], epsilon)),
+        (lambda g, w: objective_weights(g, counts, w), (sums, logits)),
+        (lambda p: load_balancing_loss(routing.expert_counts, p, routing.token_counts), (routing.prob_sums,)),
+        (sparsity_loss, (logits,)),
+    ]:
+        assert torch.autograd.gradcheck(function, [x.detach().requires_grad_() for x in inputs])
+
+
+def test_split_roles_gives_every_tensor_its_rows() -> None:
+    outputs = make_batch(0, batch_size=2).views()
+    for i, role in enumerate(split_roles(outputs, 2)):
+        rows = slice(2 * i, 2 * i + 2)
+        for got, whole in [
+            (role.text, outputs.text_embeddings),
+            (role.image, outputs.image_embeddings),
+            (role.multimodal, outputs.multimodal_embeddings),
+            (role.has_text, outputs.has_text),
+            (role.has_image, outputs.has_image),
+        ]:
+            assert torch.equal(got, whole[rows])
+        for got, whole in zip(role.routing[:3], outputs.routing[:3], strict=True):
+            assert torch.equal(got, whole[:, :, rows])
+        assert torch.equal(role.routing.token_counts, outputs.routing.token_counts[:, rows])
+    assert split_roles(make_batch(0, batch_size=2, explicit=False).views(), 2)[2] is None
+
+
+def test_an_objective_nobody_serves_is_left_out() -> None:
+    has = torch.ones(2, 15, dtype=torch.bool)
+    has[IMAGE, :5] = False  # text queries only
+    batch = make_batch(0, has=has)
+    output = DualLevelAlignmentLoss(aux_coef=0, sparsity_coef=0)(batch.views(), *batch.keys)
+    assert output.served.tolist() == [True, False, False, True, True]
+    assert output.objective_losses[1:3].tolist() == [0, 0]
+    assert_close(output.objective_weights[1:3], torch.ones(2))
+    served = output.served
+    assert_close(output.loss, (output.objective_losses * output.objective_weights)[served].sum())
+    gradients = torch.autograd.grad(output.loss, [batch.embeddings, batch.gates, batch.alignment_logits])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert not gradients[0][[IMAGE, MULTIMODAL], :5].any() and gradients[0][TEXT, :5].any()
+
+
+def test_without_negatives_their_column_of_w_is_out_of_the_softmax() -> None:
+    batch = make_batch(0, explicit=False)
+    with torch.no_grad():
+        batch.alignment_logits[..., 4] = 30.0  # in the softmax it would take nearly all of the weight
+    output = DualLevelAlignmentLoss()(batch.views(), *batch.keys)
+    assert output.objectives == OBJECTIVES[:4]
+    assert 0.5 < output.objective_weights.mean() < 2
+    gradient = torch.autograd.grad(output.loss, batch.alignment_logits)[0]
+    assert not gradient[..., 4].any() and gradient[..., :4].all()
+
+
+def test_chosen_objectives_alone_are_served_in_the_usual_order() -> None:
+    batch = make_batch(0)
+    whole = DualLevelAlignmentLoss(objective_weighting="uniform")(batch.views(), *batch.keys)
+    some = DualLevelAlignmentLoss(objectives=["intra_negative", "inter_image"], objective_weighting="uniform")(
+        batch.views(), *batch.keys
+    )
+    assert some.objectives == ("inter_image", "intra_negative")
+    assert_close(some.objective_losses, whole.objective_losses[[1, 4]])
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_batch_of_one(explicit: bool) -> None:
+    has = torch.ones(2, 3 if explicit else 2, dtype=torch.bool)
+    batch = make_batch(0, batch_size=1, explicit=explicit, has=has)
+    keys = torch.tensor([1, 2])[: len(has[0]) - 1]
+    output = DualLevelAlignmentLoss()(batch.views(), keys, keys, torch.tensor([[1]]))
+    if not explicit:
+        assert output.objective_losses.tolist() == [0.0] * 4  # no negatives at all
+        return
+    query, positive, negative = batch.embeddings.unbind(1)  # (3, D) each
+    epsilon, intra_epsilon = batch.temperatures
+    difference = negative[MULTIMODAL] - positive[MULTIMODAL]
+    expected = [torch.log1p(torch.exp(view @ difference / epsilon)) for view in query]
+    for own, wrong in ((positive, negative), (negative, positive)):
+        expected.append(torch.log1p(torch.exp(own[IMAGE] @ (wrong[TEXT] - own[TEXT]) / intra_epsilon)))
+    assert_close(output.objective_losses, expected)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("same", ["product", "title"])
+def test_a_batch_of_one_product_or_one_title_has_no_negatives(same: str, explicit: bool) -> None:
+    batch = make_batch(0, explicit=explicit)
+    different = torch.arange(1, len(batch.product_keys) + 1)
+    alike = torch.ones_like(different)
+    products, titles = (alike, different) if same == "product" else (different, alike)
+    output = DualLevelAlignmentLoss()(batch.views(), products, titles, products[:5, None])
+    assert output.served.all()
+    assert not output.objective_losses.any()
+    gradients = torch.autograd.grad(output.loss, batch.leaves, allow_unused=True)
+    assert not gradients[0].any()  # embeddings
+    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
+
+
+def test_uniform_weights_are_one_and_the_floor_goes_there() -> None:
+    batch = make_batch(0)
+
+    def run(**options: object):
+        return DualLevelAlignmentLoss(**options)(batch.views(), *batch.keys)
+
+    uniform, learned = run(objective_weighting="uniform"), run()
+    assert uniform.objective_weights.tolist() == [1.0] * 5
+    expected = uniform.objective_losses.sum() + 0.01 * uniform.aux_loss + 0.01 * uniform.sparsity_loss
+    assert_close(uniform.loss, expected)
+    assert (learned.objective_weights - 1).abs().max() > 0.1
+    assert_close(run(objective_floor=0.4).objective_weights, 0.4 + 0.6 * learned.objective_weights)
+    assert_close(run(objective_floor=1.0).loss, uniform.loss)
+
+
+def test_a_dense_model_has_uniform_weights_and_no_routing_terms() -> None:
+    batch = make_batch(0)
+    output = DualLevelAlignmentLoss()(batch.views(dense=True), *batch.keys)
+    uniform = DualLevelAlignmentLoss(objective_weighting="uniform")(batch.views(), *batch.keys)
+    assert output.objective_weights.tolist() == [1.0] * 5
+    assert output.aux_loss == output.sparsity_loss == 0
+    assert output.expert_load is None and output.routing_entropy is None
+    assert_close(output.loss, uniform.objective_losses.sum())
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_the_order_of_the_triplets_does_not_matter(explicit: bool) -> None:
+    batch = make_batch(0, explicit=explicit)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    rows = torch.cat([order + 5 * i for i in range(3 if explicit else 2)])
+    items = rows[5:] - 5
+    shuffled = batch._replace(
+        embeddings=batch.embeddings[:, rows],
+        has=batch.has[:, rows],
+        gates=batch.gates[:, :, rows],
+        probs=batch.probs[:, :, rows],
+        lengths=batch.lengths[:, rows],
+        product_keys=batch.product_keys[items],
+        title_keys=batch.title_keys[items],
+        positive_keys=batch.positive_keys[order],
+    )
+    loss = DualLevelAlignmentLoss()
+    before, after = loss(batch.views(), *batch.keys), loss(shuffled.views(), *shuffled.keys)
+    for field in ("loss", "objective_losses", "objective_weights", "aux_loss", "expert_load", "routing_entropy"):
+        assert_close(getattr(after, field), getattr(before, field))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    batch_size=st.integers(1, 6),
+    explicit=st.booleans(),
+    missing=st.sampled_from([0.0, 0.5, 1.0]),
+    temperature=st.sampled_from([0.015, 0.07, 1.0]),
+    num_products=st.integers(1, 20),
+    alike=st.booleans(),
+    spread=st.sampled_from([0.0, 1.0, 1000.0]),
+)
+def test_loss_and_gradients_are_finite(
+    seed: int,
+    batch_size: int,
+    explicit: bool,
+    missing: float,
+    temperature: float,
+    num_products: int,
+    alike: bool,
+    spread: float,
+) -> None:
+    batch = make_batch(
+        seed,
+        batch_size,
+        explicit=explicit,
+        missing=missing,
+        temperature=temperature,
+        num_products=num_products,
+        dtype=torch.float32,
+    )
+    with torch.no_grad():
+        batch.alignment_logits.mul_(spread)
+        if alike:
+            batch.embeddings.copy_(batch.embeddings[0, 0].expand_as(batch.embeddings))
+    output = DualLevelAlignmentLoss()(batch.views(), *batch.keys)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert output.objective_losses.isfinite().all() and (output.objective_losses >= 0).all()
+    assert (output.objective_weights >= 0).all() and output.objective_weights.isfinite().all()
+    assert all(leaf.grad is None or leaf.grad.isfinite().all() for leaf in batch.leaves)
+    absent = torch.stack([*~batch.has, torch.zeros_like(batch.has[0])])
+    assert not batch.embeddings.grad[absent].any()
+
+
+def test_nothing_depends_on_the_host_seeing_a_value() -> None:
+    # Fake tensors hold no data: .item(), bool(tensor) and boolean indexing raise.
+    batch = make_batch(0, dtype=torch.float32)
+    with FakeTensorMode() as mode:
+        fake = Batch(*(mode.from_tensor(tensor) for tensor in batch))
+        output = DualLevelAlignmentLoss()(fake.views(), *fake.keys)
+        gradients = torch.autograd.grad(output.loss, fake.leaves)
+        assert [gradient.shape for gradient in gradients] == [leaf.shape for leaf in batch.leaves]
+
+
+def test_autocast_does_not_lower_the_precision() -> None:
+    batch = make_batch(0, dtype=torch.float32, temperature=0.02)
+    loss = DualLevelAlignmentLoss()
+    expected = loss(batch.views(), *batch.keys).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = loss(batch.views(), *batch.keys).loss
+    assert actual.dtype == torch.float32
+    assert actual.item() == expected.item()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objectives": ("inter_text", "intra")}, "one or more of inter_text, inter_image, .*, intra_negative"),
+        ({"objectives": ()}, "one or more of inter_text"),
+        ({"objectives": "inter_text"}, "one or more of inter_text"),
+        ({"objective_weighting": "fixed"}, "'fixed'; give one of learned, uniform"),
+        ({"objective_floor": 1.1}, "objective_floor=1.1; give a share from 0 to 1"),
+        ({"objective_floor": math.nan}, "objective_floor=nan"),
+        ({"aux_coef": -0.1}, "aux_coef=-0.1; give a finite number, 0 or more"),
+        ({"sparsity_coef": math.inf}, "sparsity_coef=inf"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DualLevelAlignmentLoss(**options)
+
+
+def test_a_batch_that_does_not_fit_together_is_refused() -> None:
+    batch, loss = make_batch(0), DualLevelAlignmentLoss()
+    products, titles, positives = batch.keys
+    with pytest.raises(ValueError, match="15 rows for 4 triplets; give .*2B rows.* or .*3B rows"):
+        loss(batch.views(), products, titles, positives[:4])
+    with pytest.raises(ValueError, match=r"product_keys \(9,\) and title_keys \(10,\) for 10 items"):
+        loss(batch.views(), products[:9], titles, positives)
+    batch = make_batch(0, explicit=False)
+    with pytest.raises(ValueError, match="intra_negative is the only objective and the batch has no n"):
+        DualLevelAlignmentLoss(objectives=["intra_negative"])(batch.views(), *batch.keys)

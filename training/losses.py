@@ -1,0 +1,391 @@
+"""Dual-level alignment of MOON2.0: between products, within a product, and how much each objective weighs.
+
+Symbols follow the paper: Z experts, M objectives, G the gate's softmax over all experts, G̃ its renormalised weights
+of the chosen experts (0 for the others), W* the dual-alignment matrix, ω_m the weight of objective m, ε and ε̃ the
+temperatures, ρ and ς the coefficients of L_aux and L_sparsity. In shapes, R counts the rows [q, p, (n)] of B triplets,
+N = R − B the items [p, (n)], L the MoE layers, D the embedding size, and 3 stands for VIEWS.
+
+Reference: MOON2.0 (Nie et al., CVPR 2026, arXiv 2511.12449).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from modeling_moon2 import Moon2Routing, Moon2ViewsOutput
+
+VIEWS = ("text", "image", "multimodal")
+OBJECTIVES = ("inter_text", "inter_image", "inter_multimodal", "intra_positive", "intra_negative")
+OBJECTIVE_WEIGHTINGS = ("learned", "uniform")
+
+
+class ItemViews(NamedTuple):
+    """The views of the rows of one role (all q, all p or all n)."""
+
+    text: Tensor  # (B, D), zeros where has_text is False
+    image: Tensor  # (B, D), zeros where has_image is False
+    multimodal: Tensor  # (B, D), never missing
+    has_text: Tensor  # (B,) bool
+    has_image: Tensor  # (B,) bool
+    routing: Moon2Routing | None  # None for a dense model
+
+    @property
+    def has_both(self) -> Tensor:
+        return self.has_text & self.has_image  # (B,)
+
+
+@dataclass
+class DualLevelLossOutput:
+    """What `DualLevelAlignmentLoss` returns; everything but `loss` is detached.
+
+    Attributes:
+        loss: scalar, L_total.
+        objectives: names of the M objectives that are active in this batch, in the order of OBJECTIVES.
+        objective_losses: (M,), unweighted; 0 for an objective that no row serves.
+        objective_weights: (M,), M·ω after the floor; 1 each for uniform weights.
+        served: (M,) bool, whether any row serves the objective.
+        aux_loss: scalar, L_aux before ρ; 0 for a dense model.
+        sparsity_loss: scalar, L_sparsity in nats, before ς; 0 for a dense model.
+        expert_load: (3, Z), each expert's share of a view's assignments, mean over layers; None for a dense model.
+        routing_entropy: (3,), entropy in nats of a view's mean gate distribution (G averaged over the view's tokens of
+            all rows), taken in each layer, then averaged over layers. log Z means that the view as a whole spreads
+            evenly; it does not say how sure single tokens are. None for a dense model.
+    """
+
+    loss: Tensor
+    objectives: tuple[str, ...]
+    objective_losses: Tensor
+    objective_weights: Tensor
+    served: Tensor
+    aux_loss: Tensor
+    sparsity_loss: Tensor
+    expert_load: Tensor | None
+    routing_entropy: Tensor | None
+
+
+def _select_rows(outputs: Moon2ViewsOutput, rows: slice) -> ItemViews:
+    routing = outputs.routing
+    if routing is not None:
+        routing = routing._replace(
+            gate_sums=routing.gate_sums[:, :, rows],
+            prob_sums=routing.prob_sums[:, :, rows],
+            expert_counts=routing.expert_counts[:, :, rows],
+            token_counts=routing.token_counts[:, rows],
+        )
+    return ItemViews(
+        text=outputs.text_embeddings[rows],
+        image=outputs.image_embeddings[rows],
+        multimodal=outputs.multimodal_embeddings[rows],
+        has_text=outputs.has_text[rows],
+        has_image=outputs.has_image[rows],
+        routing=routing,
+    )
+
+
+def split_roles(outputs: Moon2ViewsOutput, batch_size: int) -> tuple[ItemViews, ItemViews, ItemViews | None]:
+    """Split rows [q, p] or [q, p, n] into their roles.
+
+    Args:
+        outputs: views of 2B or 3B rows.
+        batch_size: B, the number of triplets.
+
+    Returns:
+        (query, positive, negative), B rows each; negative is None when there are 2B rows.
+
+    Raises:
+        ValueError: the rows are neither 2B nor 3B.
+    """
+    num_rows = outputs.multimodal_embeddings.shape[0]
+    if batch_size < 1 or num_rows not in (2 * batch_size, 3 * batch_size):
+        raise ValueError(f"{num_rows} rows for {batch_size} triplets; give [q, p] (2B rows) or [q, p, n] (3B rows)")
+    roles = [_select_rows(outputs, slice(i, i + batch_size)) for i in range(0, num_rows, batch_size)]
+    return roles[0], roles[1], roles[2] if len(roles) == 3 else None
+
+
+def negative_mask(product_keys: Tensor, title_keys: Tensor, positive_keys: Tensor, positive_titles: Tensor) -> Tensor:
+    """Which candidates may serve as negatives: neither a known positive's product nor the positive's title.
+
+    Args:
+        product_keys: (N,) int64 product of each candidate.
+        title_keys: (N,) int64 normalised title of each candidate.
+        positive_keys: (A, P) int64 products known to be right for each anchor, padded with 0, which is no key.
+        positive_titles: (A,) int64 title of each anchor's positive.
+
+    Returns:
+        (A, N) bool, True where the candidate is a negative of the anchor.
+    """
+    same_product = (positive_keys[:, :, None] == product_keys).any(dim=1)  # (A, P, N) -> (A, N)
+    same_title = positive_titles[:, None] == title_keys  # (A, N)
+    return ~(same_product | same_title)
+
+
+def masked_info_nce(
+    anchors: Tensor, candidates: Tensor, targets: Tensor, negatives: Tensor, temperature: Tensor
+) -> Tensor:
+    """−log [ exp(a·c⁺/ε) / ( exp(a·c⁺/ε) + Σ_{negatives} exp(a·c/ε) ) ] for every anchor a.
+
+    Args:
+        anchors: (A, D) embeddings.
+        candidates: (N, D) embeddings.
+        targets: (A,) int64 index of c⁺; it is the positive whatever `negatives` says of it.
+        negatives: (A, N) bool. An anchor without any has loss 0 and gradient 0.
+        temperature: scalar ε.
+
+    Returns:
+        (A,) losses in nats.
+    """
+    with torch.autocast(anchors.device.type, enabled=False):  # dividing by ε magnifies the rounding of bfloat16
+        logits = anchors @ candidates.T / temperature  # (A, N)
+    is_target = targets[:, None] == torch.arange(len(candidates), device=targets.device)  # (A, N)
+    logits = logits.masked_fill(~(negatives | is_target), -math.inf)
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def inter_product_loss(query_view: Tensor, item_multimodal: Tensor, negatives: Tensor, temperature: Tensor) -> Tensor:
+    """L^ϑ_inter = −log [ exp(r^ϑ_q·r^mm_p/ε) / ( exp(r^ϑ_q·r^mm_p/ε) + Σ_{N_q} exp(r^ϑ_q·r^mm_n/ε) ) ].
+
+    Args:
+        query_view: (B, D) r^ϑ_q, one view ϑ of the queries.
+        item_multimodal: (N, D) r^mm of all p, then of all n if there are any; item b is the positive of query b.
+        negatives: (B, N) bool, N_q.
+        temperature: scalar ε.
+
+    Returns:
+        (B,) losses in nats.
+    """
+    targets = torch.arange(len(query_view), device=query_view.device)
+    return masked_info_nce(query_view, item_multimodal, targets, negatives, temperature)
+
+
+def intra_product_loss(
+    image: Tensor, item_text: Tensor, first_item: int, negatives: Tensor, temperature: Tensor
+) -> Tensor:
+    """L^ϖ_intra = −log [ exp(r^i_ϖ·r^t_ϖ/ε̃) / ( exp(r^i_ϖ·r^t_ϖ/ε̃) + Σ exp(r^i_ϖ·r^t_wrong/ε̃) ) ].
+
+    The paper takes the wrong texts from the other polarity; here they come from both, so that the objective also
+    exists without explicit negatives.
+
+    Args:
+        image: (B, D) r^i_ϖ, the images of the items of one polarity ϖ.
+        item_text: (N, D) r^t of all p, then of all n if there are any.
+        first_item: where polarity ϖ starts in `item_text`: 0 for p, B for n.
+        negatives: (B, N) bool, the wrong texts.
+        temperature: scalar ε̃.
+
+    Returns:
+        (B,) losses in nats.
+    """
+    targets = torch.arange(first_item, first_item + len(image), device=image.device)
+    return masked_info_nce(image, item_text, targets, negatives, temperature)
+
+
+def objective_weights(gate_sums: Tensor, token_counts: Tensor, alignment_logits: Tensor) -> Tensor:
+    """ω_m = (1/|B_m|) Σ_{b∈B_m} Σ_z p_{z,m}·G̃_{z,b}, p_{z,m} = softmax over m of W*_{z,m}; mean over layers.
+
+    Args:
+        gate_sums: (M, L, Z), G̃ summed over the tokens of B_m.
+        token_counts: (M,), |B_m| in tokens.
+        alignment_logits: (L, Z, M), W*.
+
+    Returns:
+        (M,) ω; 1/M where B_m is empty.
+    """
+    preferences = alignment_logits.softmax(dim=-1)  # (L, Z, M), p
+    mean_gates = gate_sums / token_counts.clamp(min=1)[:, None, None]  # (M, L, Z)
+    omega = (preferences.permute(2, 0, 1) * mean_gates).sum(dim=-1).mean(dim=-1)  # (M,)
+    return torch.where(token_counts > 0, omega, 1 / len(token_counts))
+
+
+def load_balancing_loss(expert_counts: Tensor, prob_sums: Tensor, token_counts: Tensor) -> Tensor:
+    """L_aux = Z Σ_z f_z·P_z, mean over layers; 1 at perfect balance, Z when one expert takes all with certainty.
+
+    f_z is expert z's share of the assignments and P_z its mean gate probability over all tokens of all views and rows;
+    a token of a prefix that two views share counts in both. Only P_z carries a gradient.
+
+    Args:
+        expert_counts: (3, L, R, Z), how many tokens chose each expert.
+        prob_sums: (3, L, R, Z), G summed over tokens.
+        token_counts: (3, R), tokens.
+
+    Returns:
+        Scalar.
+    """
+    assignments = expert_counts.sum(dim=(0, 2))  # (L, Z)
+    shares = assignments / assignments.sum(dim=-1, keepdim=True).clamp(min=1)  # (L, Z), f
+    mean_probs = prob_sums.sum(dim=(0, 2)) / token_counts.sum().clamp(min=1)  # (L, Z), P
+    return expert_counts.shape[-1] * (shares * mean_probs).sum(dim=-1).mean()
+
+
+def sparsity_loss(alignment_logits: Tensor) -> Tensor:
+    """L_sparsity = (1/Z) Σ_z [ −Σ_m p_{z,m} log p_{z,m} ], mean over layers: each expert is to prefer few objectives.
+
+    Args:
+        alignment_logits: (L, Z, M), W*.
+
+    Returns:
+        Scalar in nats, 0 for one objective per expert, log M for no preference.
+    """
+    log_preferences = alignment_logits.log_softmax(dim=-1)  # (L, Z, M)
+    return -(log_preferences.exp() * log_preferences).sum(dim=-1).mean()
+
+
+def _sum_over_tokens(routing: Moon2Routing, views: slice, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """G̃ (L, Z) and the number of tokens (), summed over some views of the rows (B,) marked True."""
+    gate_sums = (routing.gate_sums[views] * rows[:, None]).sum(dim=(0, 2))
+    return gate_sums, (routing.token_counts[views] * rows).sum()
+
+
+def _mean_distribution(sums: Tensor) -> Tensor:
+    """Row sums (3, L, R, Z) to a detached distribution per view and layer (3, L, Z); zeros where no tokens are."""
+    totals = sums.detach().sum(dim=2)  # (3, L, Z)
+    return totals / totals.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(totals.dtype).tiny)
+
+
+class DualLevelAlignmentLoss(nn.Module):
+    """L_total = Σ_m (M·ω_m)·L_m + ρ·L_aux + ς·L_sparsity over the inter- and intra-product objectives of a batch.
+
+    Each L_m is the mean over the rows that serve it: queries that have view ϑ for inter_ϑ (text and image for
+    inter_multimodal), items with text and image for intra_ϖ. B_m is the tokens of those rows: of the query's view ϑ,
+    or of the item's text view and image view. An objective that no row serves adds nothing; without explicit negatives
+    intra_negative is not active at all. W*'s softmax runs over the active objectives, for otherwise its gradient
+    could hide weight in objectives that cost nothing.
+
+    The module has no parameters: ε, ε̃ and W* come with the model's output. Embeddings and routing sums are expected in
+    float32, and nothing waits for the device.
+
+    Args:
+        objectives: the objectives to train, names from OBJECTIVES.
+        objective_weighting: "learned" for M·ω, "uniform" for 1 each. A dense model has no ω and is always uniform.
+        objective_floor: share of every learned weight that is kept uniform, 0 to 1.
+        aux_coef: ρ.
+        sparsity_coef: ς.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Reference: MOON2.0 (Nie et al., CVPR 2026, arXiv 2511.12449).
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[str] = OBJECTIVES,
+        objective_weighting: str = "learned",
+        objective_floor: float = 0.0,
+        aux_coef: float = 0.01,
+        sparsity_coef: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if not objectives or isinstance(objectives, str) or not set(objectives) <= set(OBJECTIVES):
+            raise ValueError(f"objectives={objectives!r}; give one or more of {', '.join(OBJECTIVES)}")
+        if objective_weighting not in OBJECTIVE_WEIGHTINGS:
+            raise ValueError(
+                f"objective_weighting={objective_weighting!r}; give one of {', '.join(OBJECTIVE_WEIGHTINGS)}"
+            )
+        if not 0 <= objective_floor <= 1:
+            raise ValueError(f"objective_floor={objective_floor!r}; give a share from 0 to 1")
+        for name, coef in (("aux_coef", aux_coef), ("sparsity_coef", sparsity_coef)):
+            if not 0 <= coef < math.inf:
+                raise ValueError(f"{name}={coef!r}; give a finite number, 0 or more")
+        self.objectives = tuple(name for name in OBJECTIVES if name in objectives)
+        self.objective_weighting = objective_weighting
+        self.objective_floor = objective_floor
+        self.aux_coef = aux_coef
+        self.sparsity_coef = sparsity_coef
+
+    def forward(
+        self, outputs: Moon2ViewsOutput, product_keys: Tensor, title_keys: Tensor, positive_keys: Tensor
+    ) -> DualLevelLossOutput:
+        """Score one batch of B triplets.
+
+        Args:
+            outputs: views of the rows [q, p] or [q, p, n].
+            product_keys: (N,) int64 product of each item [p, (n)].
+            title_keys: (N,) int64 normalised title of each item.
+            positive_keys: (B, P) int64 products known to be right for each query, padded with 0.
+
+        Returns:
+            The loss and its parts.
+
+        Raises:
+            ValueError: rows and keys do not fit together, or no objective is active.
+        """
+        batch_size = len(positive_keys)
+        query, positive, negative = split_roles(outputs, batch_size)
+        items = _select_rows(outputs, slice(batch_size, None))
+        num_items = len(items.multimodal)
+        if product_keys.shape != (num_items,) or title_keys.shape != (num_items,):
+            raise ValueError(
+                f"product_keys {tuple(product_keys.shape)} and title_keys {tuple(title_keys.shape)} "
+                f"for {num_items} items; give one key per row of [p, (n)]"
+            )
+        active = tuple(name for name in self.objectives if name != "intra_negative" or negative is not None)
+        if not active:
+            raise ValueError("intra_negative is the only objective and the batch has no n; add n or another objective")
+
+        temperature, intra_temperature = outputs.temperatures.unbind()
+        not_right = negative_mask(product_keys, title_keys, positive_keys, title_keys[:batch_size])  # (B, N)
+        wrong_texts = negative_mask(product_keys, title_keys, product_keys[:, None], title_keys)  # (N, N)
+        wrong_texts = wrong_texts & items.has_text
+
+        def inter(view: Tensor) -> Tensor:
+            return inter_product_loss(view, items.multimodal, not_right, temperature)
+
+        def intra(role: ItemViews, first_item: int) -> Tensor:
+            wrong = wrong_texts[first_item : first_item + batch_size]
+            return intra_product_loss(role.image, items.text, first_item, wrong, intra_temperature)
+
+        losses, served, gate_sums, token_counts = [], [], [], []
+        for name in active:
+            match name:
+                case "inter_text":
+                    role, views, rows, terms = query, slice(0, 1), query.has_text, inter(query.text)
+                case "inter_image":
+                    role, views, rows, terms = query, slice(1, 2), query.has_image, inter(query.image)
+                case "inter_multimodal":
+                    role, views, rows, terms = query, slice(2, 3), query.has_both, inter(query.multimodal)
+                case "intra_positive":
+                    role, views, rows, terms = positive, slice(0, 2), positive.has_both, intra(positive, 0)
+                case "intra_negative":
+                    role, views, rows, terms = negative, slice(0, 2), negative.has_both, intra(negative, batch_size)
+            losses.append(torch.where(rows, terms, 0).sum() / rows.sum().clamp(min=1))
+            served.append(rows.any())
+            if role.routing is not None:
+                gates, tokens = _sum_over_tokens(role.routing, views, rows)
+                gate_sums.append(gates)
+                token_counts.append(tokens)
+        objective_losses = torch.stack(losses)  # (M,)
+        weights = torch.ones_like(objective_losses)
+        aux = sparsity = objective_losses.new_zeros(())
+        expert_load = routing_entropy = None
+        if outputs.routing is not None:
+            expert_counts, prob_sums = outputs.routing.expert_counts, outputs.routing.prob_sums  # (3, L, R, Z)
+            columns = [outputs.alignment_logits[..., OBJECTIVES.index(name)] for name in active]
+            alignment_logits = torch.stack(columns, dim=-1).to(prob_sums.dtype)  # (L, Z, M)
+            aux = load_balancing_loss(expert_counts, prob_sums, outputs.routing.token_counts)
+            sparsity = sparsity_loss(alignment_logits)
+            if self.objective_weighting == "learned":
+                omega = objective_weights(torch.stack(gate_sums), torch.stack(token_counts), alignment_logits)
+                weights = self.objective_floor + (1 - self.objective_floor) * len(active) * omega
+            expert_load = _mean_distribution(expert_counts).mean(dim=1)  # (3, Z)
+            routing_entropy = torch.special.entr(_mean_distribution(prob_sums)).sum(dim=-1).mean(dim=-1)  # (3,)
+        # An objective nobody serves has loss 0 and a finite weight: it adds neither value nor gradient.
+        loss = (weights * objective_losses).sum() + self.aux_coef * aux + self.sparsity_coef * sparsity
+        return DualLevelLossOutput(
+            loss=loss,
+            objectives=active,
+            objective_losses=objective_losses.detach(),
+            objective_weights=weights.detach(),
+            served=torch.stack(served),
+            aux_loss=aux.detach(),
+            sparsity_loss=sparsity.detach(),
+            expert_load=expert_load,
+            routing_entropy=routing_entropy,
+        )
