@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+from moon2_training import cli
+
+HEAVY = {"accelerate", "datasets", "numpy", "PIL", "safetensors", "torch", "transformers", "trl"}
+
+
+@pytest.fixture
+def add_verb(monkeypatch, tmp_path):
+    """Put a verb of one's own into the table: its source is a file with a `main`."""
+
+    def add(name: str, source: str) -> None:
+        (tmp_path / f"verb_{name}.py").write_text(source, encoding="utf-8")
+        monkeypatch.setitem(cli.VERBS, name, cli.Verb(f"verb_{name}:main", "a verb of this test"))
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield add
+    for name in [name for name in sys.modules if name.startswith("verb_")]:
+        del sys.modules[name]
+
+
+def test_a_verb_gets_the_arguments_after_its_name(add_verb, capsys):
+    add_verb("echo", "def main(argv):\n    print('|'.join(argv))\n")
+    assert cli.main(["echo", "--model", "a b", "--help"]) == 0
+    assert capsys.readouterr().out == "--model|a b|--help\n"
+
+
+def test_arguments_come_from_the_command_line_by_default(add_verb, capsys, monkeypatch):
+    add_verb("echo", "def main(argv):\n    print('|'.join(argv))\n")
+    monkeypatch.setattr(sys, "argv", ["moon2", "echo", "x"])
+    assert cli.main() == 0
+    assert capsys.readouterr().out == "x\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_lists_every_verb_with_its_summary(argv, capsys):
+    assert cli.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, verb in cli.VERBS.items():
+        assert any(line.split() == [name, *verb.summary.split()] for line in lines)
+
+
+def test_version_is_the_distribution_s(capsys):
+    from importlib.metadata import version
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"moon2 {version('moon2')}\n"
+
+
+def test_help_imports_nothing_heavy():
+    code = f"import sys; from moon2_training.cli import main; main([]); sys.exit(str({HEAVY} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "usage: moon2" in done.stdout
+    assert done.stderr.strip() == "set()"
+
+
+@pytest.mark.parametrize(("typed", "hint"), [("trian", "did you mean `train`?"), ("zzz", "choose from train, ")])
+def test_unknown_verb_names_the_way_out(typed, hint, capsys):
+    assert cli.main([typed]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"`{typed}`" in captured.err
+    assert hint in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("ValueError('queries.parquet row 17: neither text nor image; give at least one')", "queries.parquet row 17"),
+        ("FileNotFoundError('no file catalogue.parquet')", "no file catalogue.parquet"),
+    ],
+)
+def test_wrong_input_is_one_line_on_stderr(error, message, add_verb, capsys, monkeypatch):
+    monkeypatch.delenv("MOON2_TRACEBACK", raising=False)
+    add_verb("broken", f"def main(argv):\n    raise {error}\n")
+    assert cli.main(["broken"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"moon2 broken: {message}")
+    assert captured.err.count("\n") == 1
+
+
+def test_traceback_on_request(add_verb, monkeypatch):
+    monkeypatch.setenv("MOON2_TRACEBACK", "1")
+    add_verb("broken", "def main(argv):\n    raise ValueError('wrong')\n")
+    with pytest.raises(ValueError, match="wrong"):
+        cli.main(["broken"])
+
+
+def test_a_bug_keeps_its_traceback(add_verb):
+    add_verb("buggy", "def main(argv):\n    raise KeyError('bug')\n")
+    with pytest.raises(KeyError, match="bug"):
+        cli.main(["buggy"])
+
+
+def test_interrupted(add_verb, capsys):
+    add_verb("endless", "def main(argv):\n    raise KeyboardInterrupt\n")
+    assert cli.main(["endless"]) == 130
+    assert capsys.readouterr().err.strip() == "moon2 endless: interrupted"
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_every_verb_can_be_called(name):
+    signature = inspect.signature(pkgutil.resolve_name(cli.VERBS[name].target))
+    signature.bind(["--help"])

@@ -1,0 +1,85 @@
+"""The `moon2` command: a table of verbs, each imported only when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """One verb of the command.
+
+    Args:
+        target: `module:function`; the function takes the arguments after the verb as a list of strings.
+        summary: One line for `moon2 --help`.
+    """
+
+    target: str
+    summary: str
+
+
+VERBS = {
+    "train": Verb("moon2_training.train:main", "fit an encoder to a catalogue and its click log"),
+    "evaluate": Verb("moon2_training.evaluate:main", "score an encoder: retrieval, classification, attributes"),
+    "demo": Verb("moon2_space.demo:main", "train a small encoder on a made-up catalogue and search it"),
+}
+
+
+def usage() -> str:
+    """Return the text of `moon2 --help`."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    return f"""usage: moon2 VERB [options]
+       moon2 VERB --help
+       moon2 --version
+
+verbs:
+{verbs}
+
+Wrong input ends with one line on stderr; MOON2_TRACEBACK=1 shows the whole traceback."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb of the `moon2` command.
+
+    Args:
+        argv: The verb and its arguments; `sys.argv[1:]` if None.
+
+    Returns:
+        Exit status: 0 done, 1 wrong input, 2 no such verb, 130 interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"moon2 {version('moon2')}")
+        return 0
+    if name not in VERBS:
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"choose from {', '.join(VERBS)}"
+        print(f"moon2: no verb `{name}`; {hint}", file=sys.stderr)
+        return 2
+    from pkgutil import resolve_name
+
+    try:
+        resolve_name(VERBS[name].target)(rest)
+    except KeyboardInterrupt:
+        print(f"\nmoon2 {name}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("MOON2_TRACEBACK") == "1":
+            raise
+        print(f"moon2 {name}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
