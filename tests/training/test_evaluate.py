@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Value
+
+from moon2_dataset import PRODUCT_FEATURES, QUERY_FEATURES, SchemaError
+from moon2_training.encode import Encoder, ProductItems
+from moon2_training.evaluate import evaluate, format_table, main, write_json
+
+COLOURS = ("red", "navy blue", "white")
+KINDS = ("mug", "running shoes", "leather handbag", "mug")
+
+
+@pytest.fixture(scope="module")
+def tables(make_image):
+    """Twelve products, one without title, one without image, two with one title; queries of every make."""
+
+    def picture(seed: int) -> dict:
+        file = io.BytesIO()
+        make_image(seed, 40 + seed % 5, 50).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    products, queries = [], []
+    for row in range(12):
+        colour, kind = COLOURS[row % 3], KINDS[row // 3]
+        products.append(
+            {
+                "product_id": f"p{row}",
+                "title": "" if row == 4 else f"Lumo {colour} {kind}",
+                "description": "never read",
+                "category_path": ["Shop", kind, f"{kind} {colour}"][: 3 - row % 2],
+                "attributes": [{"name": "colour", "value": colour}, {"name": "sku", "value": "one"}],
+                "images": [] if row == 5 else [picture(row), picture(row + 50)][: 1 + row % 2],
+            }
+        )
+        queries.append(
+            {
+                "query_id": f"q{row}",
+                "text": None if row == 7 else f"{colour} {kind}",
+                "image": None if row == 8 else picture(row),
+                "product_id": f"p{row}",
+                "grade": 1.0,
+            }
+        )
+    # one query of three rows: it looks and reads like p6, its third positive, in the first row's picture
+    looks = {"query_id": "several", "text": products[6]["title"]}
+    for number, (product_id, grade) in enumerate((("p0", 2), ("p1", 1), ("p6", 3))):
+        queries.append(looks | {"image": picture(6 + number), "product_id": product_id, "grade": grade})
+    features = Features({**QUERY_FEATURES, "grade": Value("float64")})
+    return Dataset.from_list(products, features=PRODUCT_FEATURES), Dataset.from_list(queries, features=features)
+
+
+@pytest.fixture(scope="module")
+def results(tiny_model, tiny_processor, tables):
+    return evaluate(tiny_model, tiny_processor, *tables, batch_size=5, progress=False)
+
+
+def test_results_can_be_written_as_json_and_read_back(results):
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert results["items_per_second"] > 0 and results["seconds"] > 0
+    assert set(results["versions"]) == {"moon2", "torch", "transformers"}
+    assert (results["device"], results["dtype"], results["batch_size"]) == ("cpu", "float32", 5)
+
+
+def test_every_direction_is_scored_on_the_items_that_have_the_views(results):
+    assert results["num_products"] == 12
+    assert results["num_queries"] == 13
+    retrieval = results["retrieval"]
+    assert {key: (r["queries"], r["candidates"]) for key, r in retrieval.items()} == {
+        "t2mm": (12, 12),
+        "i2mm": (12, 12),
+        "mm2mm": (11, 12),
+        "t2i": (11, 11),
+        "i2t": (11, 11),
+    }
+    for result in retrieval.values():
+        for metric in ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10"):
+            assert 0 <= result[metric]["low"] <= result[metric]["value"] <= result[metric]["high"] <= 1
+    mean = np.mean([result["recall@10"]["value"] for result in retrieval.values()])
+    assert results["mean_recall@10"] == pytest.approx(mean)
+
+
+def test_rows_of_one_query_are_one_query_with_several_right_products(tiny_model, tiny_processor, tables):
+    products, queries = tables
+    several = queries.filter(lambda query_id: query_id == "several", input_columns="query_id")
+    found = evaluate(tiny_model, tiny_processor, products, several, progress=False)["retrieval"]["mm2mm"]
+    assert found["queries"] == 1
+    assert found["recall@1"]["value"] == 1.0  # p6 is the same title and picture
+    assert found["chance_recall@10"] == 1.0  # ten of twelve hold one of three
+    alone = evaluate(tiny_model, tiny_processor, products, several.select([0]), progress=False)["retrieval"]["mm2mm"]
+    assert alone["recall@1"]["value"] == 0.0
+    # the gains 3, 2, 1 at the ranks of p6, p0, p1
+    views = Encoder(tiny_model, tiny_processor).encode_views(ProductItems(products), progress=False)
+    order = np.argsort(-views.multimodal @ views.multimodal[6]).tolist()
+    gains = {6: 3.0, 0: 2.0, 1: 1.0}
+    gain = sum(gains.get(row, 0.0) / np.log2(2 + rank) for rank, row in enumerate(order[:10]))
+    ideal = sum(grade / np.log2(2 + rank) for rank, grade in enumerate((3.0, 2.0, 1.0)))
+    assert found["ndcg@10"]["value"] == pytest.approx(gain / ideal)
+
+
+def test_queries_equal_to_their_products_are_found(results):
+    assert results["retrieval"]["mm2mm"]["recall@10"]["value"] > results["retrieval"]["mm2mm"]["chance_recall@10"]
+
+
+def test_classification_and_attributes_name_what_is_left_out(results):
+    classification, attributes = results["classification"], results["attributes"]
+    assert set(classification["tasks"]) == {"level_2", "level_3"} and set(classification["left_out"]) == {"level_1"}
+    assert set(attributes["tasks"]) == {"colour"} and set(attributes["left_out"]) == {"sku"}
+    colour = attributes["tasks"]["colour"]
+    assert colour["labels"] == 3
+    assert [colour[of]["products"] for of in ("image_title", "title", "image")] == [10, 11, 11]
+    assert colour["title"]["majority_accuracy"] == pytest.approx(4 / 11)
+
+
+def test_labels_are_judged_by_their_text(tiny_model, tiny_processor, tables, results):
+    products, _ = tables
+    encoder = Encoder(tiny_model, tiny_processor)
+    labels = encoder.encode([{"text": colour, "images": []} for colour in sorted(COLOURS)], "text", progress=False)
+    titled = [row for row in range(12) if products[row]["title"]]
+    items = [ProductItems(products)[row] for row in titled]
+    guesses = (encoder.encode(items, "text", progress=False) @ labels.T).argmax(axis=1)
+    right = [sorted(COLOURS)[guess] == COLOURS[row % 3] for row, guess in zip(titled, guesses, strict=True)]
+    assert results["attributes"]["tasks"]["colour"]["title"]["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_table_fits_a_hundred_columns_and_shows_every_number(results):
+    table = format_table(results)
+    assert max(map(len, table.splitlines())) <= 100
+    for name in ("t→mm", "i→mm", "mm→mm", "t→i", "i→t", "level_2", "colour", "sku", "left out"):
+        assert name in table
+    line = next(line for line in table.splitlines() if line.startswith("mm→mm")).split()
+    scores = results["retrieval"]["mm2mm"]
+    assert line[:6] == ["mm→mm", "11", "12"] + [f"{100 * scores[f'recall@{k}']['value']:.1f}" for k in (1, 5, 10)]
+
+
+def test_a_direction_without_queries_leaves_no_mean(tiny_model, tiny_processor, tables):
+    products, queries = tables
+    texts = queries.select(range(7)).remove_columns("image")
+    results = evaluate(tiny_model, tiny_processor, products, texts, progress=False)
+    assert results["mean_recall@10"] is None
+    assert "recall@10" in results["retrieval"]["t2i"]
+    table = format_table(results)
+    assert table.count("no query with image view") == 2 and "no query with multimodal view" in table
+    assert max(map(len, table.splitlines())) <= 100
+
+
+def test_an_item_that_cannot_be_encoded_is_named_by_its_id(tiny_model, tiny_processor, tables):
+    products, queries = tables
+    broken = [products[row] for row in range(12)]
+    broken[3]["images"][0] = {"bytes": b"no image", "path": None}
+    with pytest.raises(ValueError, match="^product p3, image 0: "):
+        evaluate(
+            tiny_model, tiny_processor, Dataset.from_list(broken, features=PRODUCT_FEATURES), queries, progress=False
+        )
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "results.json"
+    write_json({"name": "t→mm"}, path)
+    with pytest.raises(ValueError):
+        write_json({"name": float("nan")}, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "t→mm"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model, tiny_processor, tables, tmp_path_factory):
+    """A saved model and the two tables as files."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    tiny_model.save_pretrained(folder / "model")
+    tiny_processor.save_pretrained(folder / "model")
+    for name, table in zip(("products", "queries"), tables, strict=True):
+        table.to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture
+def arguments(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return {name: str(folder / file) for name, file in (("model", "model"), ("products", "products.parquet"))} | {
+        "queries": str(folder / "queries.parquet")
+    }
+
+
+def as_argv(arguments: dict[str, str]) -> list[str]:
+    return [word for name, value in arguments.items() for word in (f"--{name}", value)]
+
+
+def scores(results: dict) -> dict:
+    return {name: results[name] for name in ("retrieval", "mean_recall@10", "classification", "attributes")}
+
+
+def test_the_command_prints_the_table_and_writes_the_results(arguments, results, tmp_path, capsys):
+    output = tmp_path / "runs" / "first" / "results.json"
+    main([*as_argv(arguments), "--output", str(output), "--batch_size", "5"])
+    written = json.loads(output.read_text(encoding="utf-8"))
+    assert scores(written) == scores(results)
+    assert {name: written[name] for name in arguments} == arguments
+    assert format_table(written) in capsys.readouterr().out
+
+
+def test_the_command_reads_a_recipe_and_flags_go_first(arguments, tmp_path, folder):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(arguments | {"model": "elsewhere", "batch_size": 3}))  # JSON is YAML
+    main(["--config", str(recipe), "--model", arguments["model"]])
+    written = folder / "model" / "evaluation.json"
+    assert json.loads(written.read_text(encoding="utf-8"))["batch_size"] == 3
+    written.unlink()
+
+
+def test_the_command_says_what_is_wrong(arguments, tables, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing: no such folder"):
+        main(as_argv(arguments | {"model": str(tmp_path / "nothing")}))
+    with pytest.raises(FileNotFoundError, match="no Parquet file there"):
+        main(as_argv(arguments | {"products": str(tmp_path / "nothing.parquet")}))
+    _, queries = tables
+    foreign = queries.map(lambda row: {"product_id": f"other {row['product_id']}"})
+    foreign.to_parquet(tmp_path / "foreign.parquet")
+    with pytest.raises(SchemaError, match="not in the catalogue"):
+        main(as_argv(arguments | {"queries": str(tmp_path / "foreign.parquet")}))
+    with pytest.raises(SystemExit):
+        main(as_argv({"model": arguments["model"]}))

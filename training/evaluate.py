@@ -1,0 +1,188 @@
+"""`moon2 evaluate`: score an encoder on a catalogue and its queries as MBE2.0 does, all tasks zero-shot."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, ProcessorMixin
+from trl import TrlParser
+
+from moon2_dataset import join, load_product_queries
+
+from .classification import TaskSet, attribute_tasks, category_tasks, evaluate_task
+from .encode import Encoder, ProductItems, QueryItems, Views, load_encoder
+from .retrieval import DIRECTIONS, Relevance, evaluate_retrieval
+
+COLUMNS = ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
+INPUTS = ("image_title", "title", "image")
+
+
+@dataclass
+class EvaluateArguments:
+    """Options of `moon2 evaluate`."""
+
+    model: str = field(metadata={"help": "Folder of a saved model and its processor."})
+    products: str = field(metadata={"help": "Catalogue: a Parquet file, a glob or a folder."})
+    queries: str = field(metadata={"help": "Queries: a Parquet file, a glob or a folder."})
+    output: str | None = field(
+        default=None, metadata={"help": "JSON file to write; evaluation.json in the model's folder if not given."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Items per forward."})
+
+
+def evaluate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    products: Dataset,
+    queries: Dataset,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> dict:
+    """Score retrieval in the five directions, product classification and attribute prediction.
+
+    Candidates are encoded from the title and up to four images, queries from their text and image. Rows that share a
+    query_id are one query with several right products; its text and image are those of the first row.
+
+    Args:
+        model: a Moon2Model, on the device to compute on.
+        processor: its Moon2Processor.
+        products: the catalogue, in the products schema; all of it is searched.
+        queries: in the queries schema.
+        batch_size: items per forward.
+        progress: show bars.
+
+    Returns:
+        JSON-ready: `retrieval` (see `evaluate_retrieval`), `mean_recall@10` over the five directions (None if one
+        could not be scored), `classification` and `attributes`, each with its `tasks` (see `evaluate_task`) and why
+        others were `left_out`, the numbers of items, seconds, items encoded per second, device, dtype and versions.
+
+    Raises:
+        ValueError: an item cannot be encoded, or the tables do not fit the schema or each other.
+    """
+    begin = time.perf_counter()
+    data = join(products, queries)
+    first_rows: dict[str, int] = {}
+    for row, query_id in enumerate(data.queries["query_id"]):
+        first_rows.setdefault(query_id, row)
+    relevance = Relevance.from_dicts(
+        [
+            {data.product_index[product_id]: grade for product_id, grade in data.positives[query_id].items()}
+            for query_id in first_rows
+        ]
+    )
+    categories = category_tasks(list(data.products["category_path"]))
+    attributes = attribute_tasks(list(data.products["attributes"]))
+    labels = sorted({label for task in (*categories.tasks, *attributes.tasks) for label in task.labels})
+
+    encoder = Encoder(model, processor, batch_size)
+    encoding = time.perf_counter()
+    candidate_views = encoder.encode_views(ProductItems(data.products), progress)
+    query_views = encoder.encode_views(QueryItems(data.queries, list(first_rows.values())), progress)
+    encoding = time.perf_counter() - encoding
+    label_embeddings = encoder.encode([{"text": label, "images": []} for label in labels], "text", progress)
+    embedding_of = dict(zip(labels, label_embeddings, strict=True))
+
+    retrieval = evaluate_retrieval(query_views, candidate_views, relevance, data.title_key, model.device)
+    recalls = [result["recall@10"]["value"] for result in retrieval.values() if result["queries"]]
+    num_items = len(candidate_views.text) + len(query_views.text)
+    return {
+        "num_products": len(candidate_views.text),
+        "num_queries": len(query_views.text),
+        "retrieval": retrieval,
+        "mean_recall@10": sum(recalls) / len(recalls) if len(recalls) == len(DIRECTIONS) else None,
+        "classification": _evaluate_tasks(categories, candidate_views, embedding_of, model.device),
+        "attributes": _evaluate_tasks(attributes, candidate_views, embedding_of, model.device),
+        "seconds": time.perf_counter() - begin,
+        "items_per_second": num_items / encoding,
+        "batch_size": batch_size,
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": {name: version(name) for name in ("moon2", "torch", "transformers")},
+    }
+
+
+def _evaluate_tasks(
+    task_set: TaskSet, products: Views, embedding_of: dict[str, np.ndarray], device: torch.device
+) -> dict[str, dict]:
+    results = {
+        task.name: evaluate_task(task, products, np.stack([embedding_of[label] for label in task.labels]), device)
+        for task in task_set.tasks
+    }
+    return {"tasks": results, "left_out": task_set.left_out}
+
+
+def format_table(results: dict) -> str:
+    """Write the result of `evaluate` as plain-text tables of at most 100 columns; all scores in percent."""
+    lines = [
+        f"Retrieval: {results['num_queries']:,} queries, {results['num_products']:,} products, "
+        "R@10 with its 95 % interval and what chance would reach",
+        f"{'':8}{'queries':>9}{'products':>10}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'interval':>16}{'chance':>8}"
+        f"{'MRR':>8}{'nDCG@10':>9}",
+    ]
+    for result in results["retrieval"].values():
+        line = f"{result['name']:8}{result['queries']:>9,}{result['candidates']:>10,}"
+        if "skipped" in result:
+            lines.append(f"{line}   {result['skipped']}")
+            continue
+        r1, r5, r10, mrr, ndcg = (100 * result[name]["value"] for name in COLUMNS)
+        low, high = (100 * result["recall@10"][end] for end in ("low", "high"))
+        lines.append(
+            f"{line}{r1:>8.1f}{r5:>8.1f}{r10:>8.1f}{f'{low:.1f} – {high:.1f}':>16}"
+            f"{100 * result['chance_recall@10']:>8.1f}{mrr:>8.1f}{ndcg:>9.1f}"
+        )
+    mean = results["mean_recall@10"]
+    lines.append(f"{'mean':27}{'':16}{'–' if mean is None else f'{100 * mean:.1f}':>8}")
+    for title, group in (("Product classification", "classification"), ("Attribute prediction", "attributes")):
+        lines += ["", *_task_lines(title, results[group])]
+    speed, seconds = results["items_per_second"], results["seconds"]
+    lines += ["", f"{speed:.1f} items/s on {results['device']}, {seconds:.1f} s in all"]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _task_lines(title: str, group: dict[str, dict]) -> list[str]:
+    lines = [
+        f"{title}: accuracy, macro precision, recall, F1; major = the commonest label's share",
+        f"{'':16}{'labels':>6}{'major':>6}  {'image + title':^22}  {'title':^22}  {'image':^22}",
+        f"{'':28}" + 3 * f" {'acc':>5}{'prec':>6}{'rec':>6}{'F1':>6}",
+    ]
+    for name, result in group["tasks"].items():
+        judged = [result[of] for of in INPUTS]
+        majority = max(metrics["majority_accuracy"] for metrics in judged if metrics)
+        line = f"{name[:15]:16}{result['labels']:>6}{100 * majority:>6.1f}"
+        for metrics in judged:
+            scores = [metrics and 100 * metrics[key] for key in ("accuracy", "precision", "recall", "f1")]
+            cells = ["–" if score is None else f"{score:.1f}" for score in scores]
+            line += " {:>5}{:>6}{:>6}{:>6}".format(*cells)
+        lines.append(line)
+    return lines + [f"{name[:15]:16}left out: {reason}" for name, reason in group["left_out"].items()]
+
+
+def write_json(results: dict, path: str | os.PathLike) -> None:
+    """Write a JSON file whole or not at all."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(results, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `moon2 evaluate`: print the table and write the JSON."""
+    parser = TrlParser(EvaluateArguments, prog="moon2 evaluate", description="Score an encoder on a catalogue.")
+    (arguments,) = parser.parse_args_and_config(argv)
+    output = Path(arguments.output or Path(arguments.model) / "evaluation.json")
+    data = load_product_queries(arguments.products, arguments.queries)
+    model, processor = load_encoder(arguments.model)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    results = evaluate(model, processor, data.products, data.queries, arguments.batch_size)
+    names = {name: getattr(arguments, name) for name in ("model", "products", "queries")}
+    write_json(names | results, output)
+    print(format_table(results))
