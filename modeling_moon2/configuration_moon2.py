@@ -1,6 +1,7 @@
 """Configuration of the MOON2.0 product encoder: Qwen3-VL with a mixture of experts in its language model."""
 
 from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import SubConfigSpec
 from transformers.models.qwen3_vl.configuration_qwen3_vl import (
     Qwen3VLConfig,
     Qwen3VLTextConfig,
@@ -76,7 +77,10 @@ class Moon2Config(Qwen3VLConfig):
     """
 
     model_type = "moon2"
-    sub_configs_defaults = {"vision_config": Moon2VisionConfig, "text_config": Moon2TextConfig}
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=Moon2VisionConfig),
+        "text_config": SubConfigSpec(config_class=Moon2TextConfig),
+    }
 
 
 __all__ = ["ALIGNMENT_OBJECTIVES", "Moon2Config", "Moon2TextConfig", "Moon2VisionConfig"]
