@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
@@ -11,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features
 from PIL import Image
 
+from moon2_dataset import OPTIONAL_QUERY_FEATURES, PRODUCT_FEATURES, QUERY_FEATURES, join
 from moon2_training.mini import MiniConfig, build_mini
 
 TINY = MiniConfig(
@@ -89,3 +92,45 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real product data is not beside this repository")
     return folder
+
+
+def jpeg(seed: int, width: int = 60, height: int = 80) -> dict[str, bytes | None]:
+    """A noise picture as a table holds it."""
+    buffer = io.BytesIO()
+    noise_image(seed, width, height).save(buffer, "JPEG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+@pytest.fixture(scope="session")
+def shop():
+    """A catalogue of 24 noise products in three leaf categories, with a click log of 24 queries.
+
+    Products 0 and 1 share a title, product 2 has three pictures, product 3 none, product 4 no title. Query q0 has
+    two right products (0 and 8), q1 its own picture, q2 a picture but no text, q3 is for the product without picture,
+    q4 lists its negatives.
+    """
+    nouns = ("mug", "shoes", "handbag")
+    titles = [f"Lumo {'red' if i % 2 else 'navy blue'} {nouns[i % 3]} {i}" for i in range(24)]
+    titles[1], titles[4] = f" {titles[0].upper()}! ", None
+    products = Dataset.from_dict(
+        {
+            "product_id": [f"p{i}" for i in range(24)],
+            "title": titles,
+            "category_path": [["Shop", nouns[i % 3]] for i in range(24)],
+            "attributes": [[{"name": "colour", "value": "red" if i % 2 else "navy blue"}] for i in range(24)],
+            "images": [[jpeg(100 * i + n, 40 + i) for n in range({2: 3, 3: 0}.get(i, 1))] for i in range(24)],
+        },
+        features=Features({name: f for name, f in PRODUCT_FEATURES.items() if name != "description"}),
+    )
+    asked = [0, 8, *range(1, 23)]  # product of every query row
+    queries = Dataset.from_dict(
+        {
+            "query_id": ["q0", "q0", *(f"q{i}" for i in range(1, 23))],
+            "text": [None if i == 3 else "mug 0" if i < 2 else f"{nouns[p % 3]} {p}" for i, p in enumerate(asked)],
+            "image": [jpeg(9000 + i) if i in (2, 3) else None for i in range(24)],
+            "product_id": [f"p{p}" for p in asked],
+            "negative_ids": [["p9", "p10"] if i == 5 else None for i in range(24)],
+        },
+        features=Features(QUERY_FEATURES | {"negative_ids": OPTIONAL_QUERY_FEATURES["negative_ids"]}),
+    )
+    return join(products, queries)

@@ -40,11 +40,11 @@ class MiniConfig:
     hidden_size: int = 256
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
-    moe_intermediate_size: int = 384
+    moe_intermediate_size: int = 256
     num_experts: int = 4
     num_experts_per_tok: int = 2
-    dense_intermediate_size: int = 768
-    vision_hidden_size: int = 192
+    dense_intermediate_size: int = 512
+    vision_hidden_size: int = 160
     vision_depth: int = 4
     patch_size: int = 8
     image_size: int = 64
@@ -114,7 +114,7 @@ def build_mini(config: MiniConfig, texts: Iterable[str]) -> tuple[Moon2Model, Mo
                 "depth": config.vision_depth,
                 "hidden_size": config.vision_hidden_size,
                 "intermediate_size": 3 * config.vision_hidden_size,
-                "num_heads": max(config.vision_hidden_size // 48, 1),
+                "num_heads": 4,
                 "patch_size": config.patch_size,
                 "temporal_patch_size": 1,
                 "out_hidden_size": config.hidden_size,

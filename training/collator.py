@@ -1,0 +1,50 @@
+"""Triplets to one batch: a single processor call over all rows, and the keys that mask false negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from modeling_moon2 import Moon2Processor
+
+from .triplets import Item, Triplet
+
+
+class Moon2Collator:
+    """Collates B triplets into the rows [q_1..q_B, p_1..p_B] or [q.., p.., n_1..n_B].
+
+    Args:
+        processor: the model's processor.
+
+    Returns (of a call):
+        What the processor returns for all rows; `max_text_length`, host-side; and the keys of
+        [`DualLevelAlignmentLoss`]: `product_keys` and `title_keys` (B or 2B,) of [p, (n)], and `positive_keys` (B, P),
+        every product known to be right for each query, padded with 0.
+    """
+
+    def __init__(self, processor: Moon2Processor) -> None:
+        self.processor = processor
+
+    def __call__(self, triplets: Sequence[Triplet]) -> dict[str, torch.Tensor | int]:
+        roles: list[list[Item]] = [[t.query for t in triplets], [t.positive for t in triplets]]
+        if triplets[0].negative is not None:
+            roles.append([t.negative for t in triplets])
+        rows = [item for role in roles for item in role]
+        items = [item for role in roles[1:] for item in role]
+        width = max(len(t.positive_keys) for t in triplets)
+        batch = self.processor(text=[row.text for row in rows], images=[row.images for row in rows])
+        tokens = batch["attention_mask"].sum(-1)  # (rows,)
+        if "image_grid_thw" in batch:
+            image_ends = (batch["input_ids"] == self.processor.vision_end_token_id).long()
+            image_part = image_ends.flip(-1).cumsum(-1).clamp(max=1).sum(-1)  # (rows,) tokens up to the last image
+            tokens = tokens - image_part
+        return {
+            **batch,
+            "max_text_length": int(tokens.max()),
+            "product_keys": torch.tensor([item.product_key for item in items]),
+            "title_keys": torch.tensor([item.title_key for item in items]),
+            "positive_keys": torch.tensor(
+                [[*t.positive_keys, *[0] * (width - len(t.positive_keys))] for t in triplets]
+            ),
+        }

@@ -1,0 +1,119 @@
+"""`moon2 train`: fit a model to a catalogue and a click log, judge it, and leave a folder that loads anywhere."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+from trl import TrlParser
+
+from modeling_moon2 import Moon2Model, Moon2Processor
+from moon2_dataset import ProductQueries, load_product_queries
+
+from .encode import load_encoder
+from .evaluate import evaluate, format_table, write_json
+from .mini import MiniConfig, build_mini
+from .trainer import Moon2Trainer
+from .trainer_config import Moon2TrainingArguments
+
+
+@dataclass
+class TrainArguments:
+    """Data and starting point of `moon2 train`.
+
+    Raises:
+        ValueError: only one of the two evaluation tables is given.
+    """
+
+    products: list[str] = field(metadata={"help": "Catalogue: Parquet files, globs or folders."})
+    queries: list[str] = field(metadata={"help": "Queries: Parquet files, globs or folders."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of a MOON2.0 model to go on from; a small one from scratch if not given."},
+    )
+    eval_products: list[str] | None = field(default=None, metadata={"help": "Catalogue to be judged on."})
+    eval_queries: list[str] | None = field(default=None, metadata={"help": "Queries to be judged on."})
+
+    def __post_init__(self):
+        if (self.eval_products is None) != (self.eval_queries is None):
+            raise ValueError("eval_products and eval_queries belong together; give both or neither")
+
+
+def product_texts(data: ProductQueries) -> Iterator[str]:
+    """What a tokenizer should know: titles, descriptions, queries, and the names of categories and attributes."""
+    columns = (data.products["title"], data.products["description"], data.queries["text"])
+    yield from (text for text in itertools.chain(*columns) if text)
+    for path, attributes in zip(data.products["category_path"], data.products["attributes"], strict=True):
+        yield from path
+        yield from (attribute["value"] for attribute in attributes)
+
+
+def fit(
+    model: Moon2Model,
+    processor: Moon2Processor,
+    arguments: Moon2TrainingArguments,
+    data: ProductQueries,
+    eval_data: ProductQueries | None = None,
+) -> dict:
+    """Train, save the whole folder to `arguments.output_dir`, and score it.
+
+    Returns:
+        What `evaluate` returns with a `training` entry (steps, triplets, seconds, triplets per second, final
+        averages of the log); without `eval_data` only that entry. The same is written to `results.json`.
+    """
+    trainer = Moon2Trainer(model, arguments, train_dataset=data, eval_dataset=eval_data, processing_class=processor)
+    begin = time.perf_counter()
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    seconds = time.perf_counter() - begin
+    trainer.save_model()
+    trainer.save_state()
+    triplets = trainer.state.global_step * arguments.train_batch_size * arguments.gradient_accumulation_steps
+    results = {
+        "training": {
+            "steps": trainer.state.global_step,
+            "triplets": triplets,
+            "seconds": seconds,
+            "triplets_per_second": triplets / seconds,
+            "parameters": model.num_parameters(),
+            "last_log": next((log for log in reversed(trainer.state.log_history) if "loss" in log), {}),
+        }
+    }
+    if eval_data is not None:
+        results |= evaluate(
+            model, processor, eval_data.products, eval_data.queries, batch_size=arguments.eval_batch_size
+        )
+    write_json(results, Path(arguments.output_dir) / "results.json")
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `moon2 train`."""
+    parser = TrlParser(
+        (TrainArguments, Moon2TrainingArguments, MiniConfig),
+        prog="moon2 train",
+        description="Fit a MOON2.0 model to a catalogue and a click log.",
+    )
+    script, arguments, mini = parser.parse_args_and_config(argv)
+    if script.model is not None and mini != MiniConfig():
+        given = [f.name for f in fields(MiniConfig) if getattr(mini, f.name) != f.default]
+        raise ValueError(f"--{given[0]} shapes a model from scratch, but --model={script.model} is given; drop one")
+    data = load_product_queries(script.products, script.queries)
+    eval_data = None
+    if script.eval_products is not None:
+        eval_data = load_product_queries(script.eval_products, script.eval_queries)
+    set_seed(arguments.seed)
+    model, processor = build_mini(mini, product_texts(data)) if script.model is None else load_encoder(script.model)
+    results = fit(model, processor, arguments, data, eval_data)
+    training = results["training"]
+    print(
+        f"{training['steps']:,} steps, {training['triplets']:,} triplets in {training['seconds']:,.0f} s: "
+        f"{training['triplets_per_second']:.1f} a second on {torch.device(arguments.device).type}; "
+        f"saved to {arguments.output_dir}"
+    )
+    if eval_data is not None:
+        print(format_table(results))
