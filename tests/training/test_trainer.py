@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModel
 
 from moon2_dataset import join, load_product_queries
+from moon2_dataset.demo_catalogue import render_demo_catalogue, split_demo_catalogue
 from moon2_training.collator import Moon2Collator
 from moon2_training.losses import OBJECTIVES, VIEWS, DualLevelAlignmentLoss
 from moon2_training.mini import MiniConfig, build_mini
@@ -209,3 +210,7 @@ def test_fifty_steps_on_real_products_learn(shared_data, tmp_path):
     data = load_product_queries(folder / "products-train.parquet", folder / "queries-train.parquet")
     evaluation = load_product_queries(folder / "products-validation.parquet", folder / "queries-validation.parquet")
     train_fifty_steps(data, evaluation, tmp_path)
+
+
+def test_fifty_steps_on_drawn_products_learn(tmp_path):
+    train_fifty_steps(*split_demo_catalogue(*render_demo_catalogue(200), held_out=0.3), tmp_path)
