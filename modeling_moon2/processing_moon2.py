@@ -50,8 +50,8 @@ def load_image(image) -> Image.Image:
 
 
 def _to_unit_range(pixels: np.ndarray) -> np.ndarray:
-    """Scale 16-bit or float pixels to 0..1 by the range their values imply."""
-    top = float(pixels.max(initial=0.0))
+    """Scale pixels that are not 8-bit to 0..1: 16-bit ones by their type, others by the range their values imply."""
+    top = 65535.0 if pixels.dtype == np.uint16 else float(pixels.max(initial=0.0))
     return pixels / (1.0 if top <= 1.0 else 255.0 if top <= 255.0 else 65535.0)
 
 

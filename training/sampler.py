@@ -28,7 +28,7 @@ class LeafBatchSampler(Sampler[list[TripletKey]]):
 
     drop_last = True
 
-    def __init__(self, leaf_of_row: np.ndarray, batch_size: int, leaf_share: float = 0.5, seed: int = 0) -> None:
+    def __init__(self, leaf_of_row: np.ndarray, batch_size: int, leaf_share: float = 0.0, seed: int = 0) -> None:
         if not 0 <= leaf_share <= 1:
             raise ValueError(f"leaf_share={leaf_share}; give a share from 0 to 1")
         if len(leaf_of_row) < batch_size:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer
-from transformers.trainer_callback import PrinterCallback
 
 from modeling_moon2 import Moon2Model, Moon2Processor, Moon2ViewsOutput
 from moon2_dataset import ProductQueries
@@ -144,7 +143,6 @@ class Moon2Trainer(Trainer):
         )
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(CompactProgressCallback)
-        self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches grouped by leaf category, `args.leaf_share` of each."""
@@ -160,7 +158,7 @@ class Moon2Trainer(Trainer):
             batch_sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type != "cpu",
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )

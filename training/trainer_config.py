@@ -42,7 +42,11 @@ class Moon2TrainingArguments(TrainingArguments):
         },
     )
     leaf_share: float = field(
-        default=0.5, metadata={"help": "Share of a batch drawn from one leaf category: hard in-batch negatives."}
+        default=0.0,
+        metadata={
+            "help": "Share of a batch drawn from one leaf category: harder in-batch negatives, and more false ones "
+            "where queries are ambiguous."
+        },
     )
     item_text_fields: list[str] = field(
         default_factory=lambda: ["title"],
