@@ -116,11 +116,11 @@ def routing_sums(
     Returns:
         gate_sums, prob_sums, expert_counts, each (layers, B, Z), and token_counts (B,): one view of [`Moon2Routing`].
     """
-    mask = mask.to(torch.float32)
+    mask = mask.to(torch.float32).unsqueeze(-1)  # (B, L, 1)
     gates = torch.stack(expert_weights)  # (layers, B, L, Z)
     probs = torch.stack(router_logits).softmax(-1)  # (layers, B, L, Z)
-    sums = (torch.einsum("nblz,bl->nbz", x, mask) for x in (gates, probs, (gates.detach() != 0).float()))
-    return *sums, mask.sum(-1)
+    sums = ((x * mask).sum(2) for x in (gates, probs, (gates.detach() != 0).float()))
+    return *sums, mask.sum((1, 2))
 
 
 def multimodal_position_ids(
@@ -194,7 +194,8 @@ class Moon2TopKGate(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Route hidden_states (T, D): logits (T, Z), weights (T, k), expert index (T, k)."""
-        logits = F.linear(hidden_states.float(), self.weight.float())
+        with torch.autocast(hidden_states.device.type, enabled=False):  # bfloat16 would round away close decisions
+            logits = F.linear(hidden_states.float(), self.weight.float())
         weights, index = logits.softmax(-1).topk(self.num_experts_per_tok, dim=-1)
         if self.num_experts_per_tok > 1:
             weights = weights / weights.sum(-1, keepdim=True)

@@ -308,3 +308,20 @@ def test_hidden_states_and_attentions_on_request(tiny, mixed_items):
     assert output.hidden_states[1].shape == output.last_hidden_state.shape
     length = inputs["input_ids"].shape[1]
     assert output.attentions[0].shape == (6, 2, length, length)
+
+
+def test_routing_stays_in_float32_under_autocast_and_in_bfloat16(tiny, complete_items):
+    model, processor = tiny
+    inputs = processor(text=complete_items[0], images=complete_items[1])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mixed = model.encode_views(**inputs)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    with torch.no_grad():
+        exact, rounded = model.encode_views(**inputs), half.encode_views(**inputs)
+    for views in (mixed, rounded):
+        gates, probs, counts, tokens = views.routing
+        assert gates.dtype == probs.dtype == views.multimodal_embeddings.dtype == torch.float32
+        for sums in (gates, probs):  # sums of weights that add up to one, so a token count to float32 precision
+            torch.testing.assert_close(sums.sum(-1), tokens[:, None].expand(-1, 2, -1), atol=1e-4, rtol=0)
+        cosine = (views.multimodal_embeddings * exact.multimodal_embeddings).sum(-1)
+        assert cosine.min() > 0.98
