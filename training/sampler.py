@@ -52,31 +52,32 @@ class LeafBatchSampler(Sampler[list[TripletKey]]):
         by_leaf = shuffled[np.argsort(self.leaf_of_row[shuffled], kind="stable")]  # leaf after leaf, random inside
         sizes = np.bincount(self.leaf_of_row)
         ends = sizes.cumsum()
-        nexts = ends - sizes  # per leaf, the first of its rows that no leaf slot has taken
+        nexts = ends - sizes  # per leaf, where its unused rows in `by_leaf` begin at the earliest
+        free = 0  # the same for `shuffled`
         used = np.zeros(len(shuffled), dtype=bool)
-        free = 0  # position in `shuffled` before which all rows are used
 
         for _ in range(len(self)):
             batch: list[int] = []
             while len(batch) < self.leaf_slots:
-                leaf = self.leaf_of_row[shuffled[free := _first_unused(shuffled, used, free)]]
-                rows = by_leaf[nexts[leaf] : ends[leaf]]
-                open_rows = np.flatnonzero(~used[rows])[: self.leaf_slots - len(batch)]
-                nexts[leaf] += open_rows[-1] + 1
-                used[rows[open_rows]] = True
-                batch += rows[open_rows].tolist()
-            while len(batch) < self.batch_size:
-                free = _first_unused(shuffled, used, free)
-                window = shuffled[free : free + 2 * self.batch_size]
-                rows = window[~used[window]][: self.batch_size - len(batch)]
+                # the leaf of a random unused row is a leaf drawn in proportion to what is left of it
+                (row,), _ = _first_unused(shuffled, free, len(shuffled), used, 1)
+                leaf = self.leaf_of_row[row]
+                rows, nexts[leaf] = _first_unused(by_leaf, nexts[leaf], ends[leaf], used, self.leaf_slots - len(batch))
                 used[rows] = True
                 batch += rows.tolist()
+            rows, free = _first_unused(shuffled, free, len(shuffled), used, self.batch_size - len(batch))
+            used[rows] = True
+            batch += rows.tolist()
             yield [TripletKey(row, self.epoch) for row in batch]
 
 
-def _first_unused(shuffled: np.ndarray, used: np.ndarray, start: int) -> int:
-    """Position of the first unused row in `shuffled`, from `start` on. A random unused row's leaf is a leaf drawn in
-    proportion to what is left of it."""
-    while used[shuffled[start]]:
-        start += 1
-    return start
+def _first_unused(order: np.ndarray, start: int, end: int, used: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+    """The first `count` unused rows of order[start:end], fewer if there are no more, and the position after them."""
+    found = []
+    while count and start < end:
+        window = order[start : min(end, start + 2 * count + 64)]
+        at = np.flatnonzero(~used[window])[:count]
+        found.append(window[at])
+        count -= len(at)
+        start += len(window) if count else int(at[-1]) + 1
+    return np.concatenate(found) if found else order[:0], start

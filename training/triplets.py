@@ -76,6 +76,7 @@ class TripletDataset(Dataset):
         self.max_images_per_item = max_images_per_item
         order = np.argsort(data.leaf, kind="stable")
         self._rows_of_leaf = np.split(order, np.flatnonzero(np.diff(data.leaf[order])) + 1)
+        self._all_rows = np.arange(len(data.products))
         self._leaf_position = np.unique(data.leaf, return_inverse=True)[1]  # (N,) index into _rows_of_leaf
 
     def __len__(self) -> int:
@@ -138,7 +139,7 @@ class TripletDataset(Dataset):
         title = data.title_key[positive_row]
         leaf_rows = self._rows_of_leaf[self._leaf_position[positive_row]]
         listed = np.array([data.product_index[i] for i in query.get("negative_ids") or ()], dtype=np.int64)
-        for pool in (listed, leaf_rows, np.arange(len(data.products))):
+        for pool in (listed, leaf_rows, self._all_rows):
             for _ in range(MAX_DRAWS if len(pool) else 0):
                 row = int(pool[rng.integers(len(pool))])
                 if row not in right and data.title_key[row] != title:
