@@ -30,13 +30,15 @@ class Moon2TextConfig(Qwen3VLTextConfig):
             used as they are for k = 1, where a renormalised weight would be constant and leave the gate no gradient.
         moe_intermediate_size (`int`, *optional*):
             Width of one expert; `intermediate_size` when not given.
+        moe_layers (`list[int]`, *optional*):
+            Layers that are mixtures, counted from 0; the others keep the dense MLP. All of them when not given.
         router_aux_loss_coef (`float`, defaults to 0.01):
             ρ, the weight of the load-balancing loss.
         alignment_objectives (`tuple[str]`):
             Names of the M objectives, the columns of the dual-alignment matrix W* (Z, M), in this order.
 
     Raises:
-        ValueError: k is not in 1..Z, or the objectives are others.
+        ValueError: k is not in 1..Z, a layer does not exist, or the objectives are others.
     """
 
     model_type = "moon2_text"
@@ -44,6 +46,7 @@ class Moon2TextConfig(Qwen3VLTextConfig):
     num_experts: int = 4
     num_experts_per_tok: int = 2
     moe_intermediate_size: int | None = None
+    moe_layers: list[int] | tuple[int, ...] | None = None
     router_aux_loss_coef: float = 0.01
     alignment_objectives: list[str] | tuple[str, ...] = ALIGNMENT_OBJECTIVES
     use_cache: bool = False
@@ -56,9 +59,15 @@ class Moon2TextConfig(Qwen3VLTextConfig):
                 f"num_experts_per_tok={self.num_experts_per_tok}: a token visits 1 to num_experts={self.num_experts} "
                 "experts"
             )
+        if self.moe_layers is not None and not set(self.moe_layers) <= set(range(self.num_hidden_layers)):
+            raise ValueError(f"moe_layers={self.moe_layers}: the layers are 0 to {self.num_hidden_layers - 1}")
         if tuple(self.alignment_objectives) != ALIGNMENT_OBJECTIVES:
             raise ValueError(f"alignment_objectives={self.alignment_objectives}: only {ALIGNMENT_OBJECTIVES} is known")
         super().__post_init__(**kwargs)
+
+    def is_moe_layer(self, layer_idx: int) -> bool:
+        """Whether a layer is a mixture of experts."""
+        return self.num_experts > 0 and (self.moe_layers is None or layer_idx in self.moe_layers)
 
 
 class Moon2Config(Qwen3VLConfig):

@@ -235,7 +235,7 @@ class Moon2DecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: Moon2TextConfig, layer_idx: int):
         super().__init__()
         self.self_attn = Qwen3VLTextAttention(config=config, layer_idx=layer_idx)
-        self.mlp = Moon2SparseMoeBlock(config) if config.num_experts else Qwen3VLTextMLP(config)
+        self.mlp = Moon2SparseMoeBlock(config) if config.is_moe_layer(layer_idx) else Qwen3VLTextMLP(config)
         self.input_layernorm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -575,7 +575,8 @@ class Moon2Model(Moon2PreTrainedModel):
                 routing_sums(joint.router_logits, joint.expert_weights, real & both),
             )
             routing = Moon2Routing(*(torch.stack(sums) for sums in zip(*views, strict=True)))
-            alignment_logits = torch.stack([layer.mlp.dual_alignment.weight for layer in self.language_model.layers])
+            blocks = [layer.mlp for layer in self.language_model.layers if isinstance(layer.mlp, Moon2SparseMoeBlock)]
+            alignment_logits = torch.stack([block.dual_alignment.weight for block in blocks])
         return Moon2ViewsOutput(
             text_embeddings=mean_pool(text.last_hidden_state, text_tokens),
             image_embeddings=mean_pool(joint.last_hidden_state, image_part),

@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         eval_data = load_product_queries(script.eval_products, script.eval_queries)
     set_seed(arguments.seed)
     model, processor = build_mini(mini, product_texts(data)) if script.model is None else load_encoder(script.model)
+    model.float()  # in bfloat16 weights, steps of 1e-5 would be rounded away; --bf16 computes in it all the same
     results = fit(model, processor, arguments, data, eval_data)
     training = results["training"]
     print(

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    LlamaConfig,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLModel,
+)
+
+from moon2_training.convert import INDEX, ConvertArguments, convert, main
+
+
+@pytest.fixture(scope="module")
+def save_source(tiny, tmp_path_factory):
+    """Saves a random dense Qwen3-VL with the tiny processor's tokenizer; returns its folder and its bare model."""
+
+    def save(kind=Qwen3VLForConditionalGeneration, tied=False):
+        moon2, processor = tiny
+        text, vision = moon2.config.text_config.to_dict(), moon2.config.vision_config.to_dict()
+        text, vision = ({n: v for n, v in part.items() if n != "model_type"} for part in (text, vision))
+        names = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+        config = Qwen3VLConfig(text_config=text | {"tie_word_embeddings": tied}, vision_config=vision,
+                               tie_word_embeddings=tied, **{n: getattr(processor, n) for n in names})  # fmt: skip
+        torch.manual_seed(3)
+        model = kind(config).eval()
+        folder = tmp_path_factory.mktemp("source")
+        model.save_pretrained(folder, max_shard_size="100KB")
+        processor.image_processor.save_pretrained(folder)
+        processor.tokenizer.save_pretrained(folder)
+        return folder, getattr(model, "model", model)
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def source(save_source):
+    return save_source()
+
+
+def run(source, out, **options):
+    return convert(ConvertArguments(str(source), str(out), **options), progress=False)
+
+
+def dense_embeddings(model, inputs):
+    with torch.no_grad():
+        hidden = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"expert_init": "split"}, {"expert_init": "split", "num_experts": 6,
+                         "num_experts_per_tok": 2}, {"num_experts": 3, "num_experts_per_tok": 3}, {"moe_layers": [1]}],
+                         ids=str)  # fmt: skip
+def test_the_converted_model_answers_as_its_source(source, tmp_path, mixed_items, options):
+    folder, dense = source
+    out = run(folder, tmp_path / "out", **options)
+    model = AutoModel.from_pretrained(out).eval()
+    processor = AutoProcessor.from_pretrained(out)
+    inputs = processor(text=mixed_items[0], images=mixed_items[1])
+    expected = dense_embeddings(dense, inputs)
+    with torch.no_grad():
+        got = model(**inputs).embeddings
+    assert ((got - expected).norm(dim=-1) <= 1e-5).all()
+    layers = options.get("moe_layers") or [0, 1]
+    assert [hasattr(layer.mlp, "experts") for layer in model.language_model.layers] == [i in layers for i in range(2)]
+    views = model.encode_views(**inputs)
+    assert views.alignment_logits.shape[0] == views.routing.gate_sums.shape[1] == len(layers)
+
+
+@pytest.mark.parametrize(("kind", "tied"), [(Qwen3VLForConditionalGeneration, True), (Qwen3VLModel, False)])
+def test_with_a_tied_head_or_without_any(save_source, tmp_path, mixed_items, kind, tied):
+    folder, dense = save_source(kind, tied)
+    out = run(folder, tmp_path / "out")
+    inputs = AutoProcessor.from_pretrained(out)(text=mixed_items[0], images=mixed_items[1])
+    with torch.no_grad():
+        got = AutoModel.from_pretrained(out).eval()(**inputs).embeddings
+    assert ((got - dense_embeddings(dense, inputs)).norm(dim=-1) <= 1e-5).all()
+
+
+def test_split_keeps_the_dense_cost_and_copy_multiplies_the_parameters(source, tmp_path):
+    dense = source[1].language_model.layers[0].mlp
+    width = dense.gate_proj.out_features
+    split, copied = (
+        AutoModel.from_pretrained(run(source[0], tmp_path / init, expert_init=init)).language_model.layers[0].mlp
+        for init in ("split", "copy")
+    )
+    assert split.experts.down_proj.shape == (4, 48, width // 2)
+    assert copied.experts.down_proj.shape == (4, 48, width)
+
+
+def test_noise_makes_experts_differ_and_the_gate_learns_either_way(source, tmp_path, mixed_items):
+    out = run(source[0], tmp_path / "out", expert_noise=0.1)
+    model = AutoModel.from_pretrained(out)
+    experts = model.language_model.layers[0].mlp.experts.down_proj
+    assert (experts[0] - experts[1]).abs().max() > 0
+    inputs = AutoProcessor.from_pretrained(out)(text=mixed_items[0], images=mixed_items[1])
+    model(**inputs).embeddings[:, 0].sum().backward()
+    assert model.language_model.layers[0].mlp.gate.weight.grad.abs().max() > 0
+
+
+def test_an_interrupted_conversion_goes_on_and_ends_in_the_same_bytes(source, tmp_path, monkeypatch):
+    from moon2_training import convert as module
+
+    options = {"max_shard_gb": 1e-4, "expert_noise": 0.1}
+    whole = run(source[0], tmp_path / "whole" / "out", **options)
+    written = []
+
+    def interrupted(tensors, path, **kwargs):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        original(tensors, path, **kwargs)
+
+    original = module.save_file
+    monkeypatch.setattr(module, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(source[0], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.partial").glob("*.safetensors")}
+    assert len(times) == 2
+    with pytest.raises(FileExistsError, match="holds an unfinished conversion of something else"):
+        run(source[0], tmp_path / "out", **options | {"seed": 5})
+    monkeypatch.setattr(module, "save_file", original)
+    out = run(source[0], tmp_path / "out", **options)
+    assert not (tmp_path / "out.partial").exists()
+    names = {file.name for file in whole.iterdir()}
+    assert {file.name for file in out.iterdir()} == names and INDEX in names and "modeling_moon2.py" in names
+    for name in names:
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    for file, time in times.items():
+        assert (out / file.name).stat().st_mtime_ns == time
+
+
+def test_an_existing_folder_is_refused(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileExistsError, match="give another folder"):
+        run(source[0], tmp_path / "out")
+
+
+def copy_of(source, folder):
+    folder.mkdir()
+    for file in source.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def damage_missing_shard(folder):
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+    return "cannot be read as safetensors"
+
+
+def damage_truncated_shard(folder):
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    return f"{shard.name}: cannot be read as safetensors"
+
+
+def damage_missing_tensor(folder):
+    index = json.loads((folder / INDEX).read_text())
+    del index["weight_map"]["model.language_model.norm.weight"]
+    (folder / INDEX).write_text(json.dumps(index))
+    return "no tensor language_model.norm.weight"
+
+
+def damage_other_tensor(folder):
+    index = json.loads((folder / INDEX).read_text())
+    name, file = next(iter(index["weight_map"].items()))
+    tensors = load_file(folder / file)
+    from safetensors.torch import save_file
+
+    save_file(tensors | {"model.audio.weight": torch.zeros(3)}, folder / file, metadata={"format": "pt"})
+    (folder / INDEX).write_text(json.dumps(index | {"weight_map": index["weight_map"] | {"model.audio.weight": file}}))
+    return "audio.weight has no place in the model"
+
+
+def damage_text_only(folder):
+    LlamaConfig().save_pretrained(folder)
+    return "holds a llama model; give a dense Qwen3-VL"
+
+
+def damage_no_config(folder):
+    (folder / "config.json").unlink()
+    return "no readable config.json"
+
+
+@pytest.mark.parametrize("damage", [damage_missing_shard, damage_truncated_shard, damage_missing_tensor,
+                                    damage_other_tensor, damage_text_only, damage_no_config])  # fmt: skip
+def test_a_wrong_source_gets_one_clear_error_and_leaves_nothing(source, tmp_path, damage):
+    folder = copy_of(source[0], tmp_path / "source")
+    message = damage(folder)
+    with pytest.raises(ValueError, match=message):
+        run(folder, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_no_such_source(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nobody/nothing: neither a folder nor a model on the Hub"):
+        run("nobody/nothing", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"expert_init": "random"}, "give one of copy, split"),
+        ({"num_experts_per_tok": 1}, "give 2 to num_experts=4"),
+        ({"num_experts_per_tok": 5}, "give 2 to num_experts=4"),
+        ({"expert_init": "split", "num_experts": 5}, "give a multiple of num_experts_per_tok=2"),
+        ({"expert_noise": -1.0}, "expert_noise is 0 or more"),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        run("source", tmp_path / "out", **options)
+
+
+def test_the_command_takes_source_and_out(source, tmp_path, capsys):
+    main([str(source[0]), str(tmp_path / "out"), "--expert_init", "split", "--num-experts", "4"])
+    assert f"converted to {tmp_path / 'out'}" in capsys.readouterr().out
+    assert AutoModel.from_pretrained(tmp_path / "out").config.text_config.moe_intermediate_size == 32
