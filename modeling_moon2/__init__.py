@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from .configuration_moon2 import ALIGNMENT_OBJECTIVES, Moon2Config, Moon2TextConfig, Moon2VisionConfig
+from .configuration_moon2 import ALIGNMENT_OBJECTIVES, GUIDED_FIELDS, Moon2Config, Moon2TextConfig, Moon2VisionConfig
 from .modeling_moon2 import (
     Moon2Model,
     Moon2Output,
@@ -24,6 +24,7 @@ Moon2Processor.register_for_auto_class()
 
 __all__ = [
     "ALIGNMENT_OBJECTIVES",
+    "GUIDED_FIELDS",
     "Moon2Config",
     "Moon2Model",
     "Moon2Output",

@@ -9,6 +9,7 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import (
 )
 
 ALIGNMENT_OBJECTIVES = ("inter_text", "inter_image", "inter_multimodal", "intra_positive", "intra_negative")
+GUIDED_FIELDS = ("category", "attributes")
 
 
 class Moon2VisionConfig(Qwen3VLVisionConfig):
@@ -30,6 +31,10 @@ class Moon2TextConfig(Qwen3VLTextConfig):
             used as they are for k = 1, where a renormalised weight would be constant and leave the gate no gradient.
         moe_intermediate_size (`int`, *optional*):
             Width of one expert; `intermediate_size` when not given.
+        guided_fields (`tuple[str]`, defaults to none):
+            Guided MoE of MOON: the fields of an item, of "category" and "attributes", whose tokens go to experts of
+            their own instead of through the gate. Each field has k experts beside the Z routed ones, all k are used,
+            each with weight 1/k, so a token costs the same wherever it goes.
         moe_layers (`list[int]`, *optional*):
             Layers that are mixtures, counted from 0; the others keep the dense MLP. All of them when not given.
         router_aux_loss_coef (`float`, defaults to 0.01):
@@ -38,15 +43,31 @@ class Moon2TextConfig(Qwen3VLTextConfig):
             Names of the M objectives, the columns of the dual-alignment matrix W* (Z, M), in this order.
 
     Raises:
-        ValueError: k is not in 1..Z, a layer does not exist, or the objectives are others.
+        ValueError: k is not in 1..Z, a layer or a guided field does not exist, or the objectives are others.
     """
 
     model_type = "moon2_text"
+    # Dense layers and the vision tower are replicated.
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
+        "layers.*.mlp.experts.down_proj": "rowwise",
+        "layers.*.mlp.experts": "moe_tp_experts",
+    }
+    base_model_ep_plan = {
+        "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
+        "layers.*.mlp.experts.down_proj": "grouped_gemm",
+        "layers.*.mlp.experts": "ep_dispatch_experts",
+    }
 
     num_experts: int = 4
     num_experts_per_tok: int = 2
     moe_intermediate_size: int | None = None
     moe_layers: list[int] | tuple[int, ...] | None = None
+    guided_fields: list[str] | tuple[str, ...] = ()
     router_aux_loss_coef: float = 0.01
     alignment_objectives: list[str] | tuple[str, ...] = ALIGNMENT_OBJECTIVES
     use_cache: bool = False
@@ -61,9 +82,16 @@ class Moon2TextConfig(Qwen3VLTextConfig):
             )
         if self.moe_layers is not None and not set(self.moe_layers) <= set(range(self.num_hidden_layers)):
             raise ValueError(f"moe_layers={self.moe_layers}: the layers are 0 to {self.num_hidden_layers - 1}")
+        if not set(self.guided_fields) <= set(GUIDED_FIELDS):
+            raise ValueError(f"guided_fields={self.guided_fields}; give none or some of {', '.join(GUIDED_FIELDS)}")
         if tuple(self.alignment_objectives) != ALIGNMENT_OBJECTIVES:
             raise ValueError(f"alignment_objectives={self.alignment_objectives}: only {ALIGNMENT_OBJECTIVES} is known")
         super().__post_init__(**kwargs)
+
+    @property
+    def num_guided_experts(self) -> int:
+        """Experts that belong to guided fields, k for each; they follow the Z routed ones."""
+        return self.num_experts_per_tok * len(self.guided_fields)
 
     def is_moe_layer(self, layer_idx: int) -> bool:
         """Whether a layer is a mixture of experts."""
@@ -92,4 +120,4 @@ class Moon2Config(Qwen3VLConfig):
     }
 
 
-__all__ = ["ALIGNMENT_OBJECTIVES", "Moon2Config", "Moon2TextConfig", "Moon2VisionConfig"]
+__all__ = ["ALIGNMENT_OBJECTIVES", "GUIDED_FIELDS", "Moon2Config", "Moon2TextConfig", "Moon2VisionConfig"]

@@ -21,6 +21,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    BaseModelOutputWithDeepstackFeatures,
     Qwen3VLPreTrainedModel,
     Qwen3VLTextAttention,
     Qwen3VLTextMLP,
@@ -34,9 +35,9 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_moon2 import Moon2Config, Moon2TextConfig, Moon2VisionConfig
+from .configuration_moon2 import GUIDED_FIELDS, Moon2Config, Moon2TextConfig, Moon2VisionConfig
 
 INITIAL_TEMPERATURE = 0.07
 MINIMAL_TEMPERATURE = 0.01
@@ -48,8 +49,8 @@ class Moon2Routing(NamedTuple):
     gate_sums (3, layers, B, Z): Σ of the chosen experts' renormalised weights G̃, differentiable.
     prob_sums (3, layers, B, Z): Σ of the full gate distribution G, differentiable.
     expert_counts (3, layers, B, Z): how many tokens went to each expert.
-    token_counts (3, B): tokens of the view; 0 where the item lacks it. An item without text or without image has no
-        multimodal entry: its tokens count once, in the view they belong to.
+    token_counts (3, B): tokens of the view that the gate routed; 0 where the item lacks the view. An item without
+        text or without image has no multimodal entry: its tokens count once, in the view they belong to.
     """
 
     gate_sums: torch.Tensor
@@ -64,7 +65,8 @@ class Moon2Output(ModelOutput):
     last_hidden_state (B, L, D): hidden states after the final norm.
     embeddings (B, D): L2-normalised float32 mean of `last_hidden_state` over the real tokens.
     router_logits: per mixture layer (B, L, Z), W_g h in float32, before the softmax.
-    expert_weights: per mixture layer (B, L, Z), G̃: the chosen experts' weights, zero for the others.
+    expert_weights: per mixture layer (B, L, Z), G̃: the chosen experts' weights, zero for the others and for tokens
+        that go to a guided field's experts.
     hidden_states, attentions: as everywhere in transformers, on request.
     """
 
@@ -107,17 +109,18 @@ def mean_pool(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def routing_sums(
     router_logits: tuple[torch.Tensor, ...], expert_weights: tuple[torch.Tensor, ...], mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sum routing over the tokens of one view.
+    """Sum routing over the tokens of one view that the gate routed; those of guided fields have no G̃ and are left out.
 
     Args:
         router_logits, expert_weights: per mixture layer (B, L, Z), of one forward.
-        mask (B, L): the tokens that belong to the view.
+        mask (B, L): true on the tokens of the view.
 
     Returns:
         gate_sums, prob_sums, expert_counts, each (layers, B, Z), and token_counts (B,): one view of [`Moon2Routing`].
     """
-    mask = mask.to(torch.float32).unsqueeze(-1)  # (B, L, 1)
     gates = torch.stack(expert_weights)  # (layers, B, L, Z)
+    routed = mask & (gates[0] != 0).any(-1)  # (B, L)
+    mask = routed.to(torch.float32).unsqueeze(-1)  # (B, L, 1)
     probs = torch.stack(router_logits).softmax(-1)  # (layers, B, L, Z)
     sums = ((x * mask).sum(2) for x in (gates, probs, (gates.detach() != 0).float()))
     return *sums, mask.sum((1, 2))
@@ -158,14 +161,14 @@ def multimodal_position_ids(
 
 @use_experts_implementation
 class Moon2Experts(nn.Module):
-    """The Z expert MLPs f_z, SwiGLU as in Qwen3, their weights stacked.
+    """The Z expert MLPs f_z, SwiGLU as in Qwen3, and behind them those of guided fields; their weights are stacked.
 
     `config._experts_implementation` chooses between this loop ("eager"), "grouped_mm" and "batched_mm".
     """
 
     def __init__(self, config: Moon2TextConfig):
         super().__init__()
-        self.num_experts = config.num_experts
+        self.num_experts = config.num_experts + config.num_guided_experts
         width, hidden = config.moe_intermediate_size, config.hidden_size
         self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, hidden, width))
@@ -185,20 +188,33 @@ class Moon2Experts(nn.Module):
 
 
 class Moon2TopKGate(nn.Module):
-    """G = softmax(W_g h) over Z experts, in float32; the k largest are chosen and, for k >= 2, renormalised to G̃."""
+    """G = softmax(W_g h) over Z experts, in float32; the k largest are chosen and, for k >= 2, renormalised to G̃.
+
+    Guided MoE (MOON): the token of a guided field passes by the gate, to all k experts of its field in equal parts.
+    """
 
     def __init__(self, config: Moon2TextConfig):
         super().__init__()
+        self.num_experts = config.num_experts
         self.num_experts_per_tok = config.num_experts_per_tok
+        self.guided_fields = [GUIDED_FIELDS.index(field) + 1 for field in config.guided_fields]
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Route hidden_states (T, D): logits (T, Z), weights (T, k), expert index (T, k)."""
+    def forward(
+        self, hidden_states: torch.Tensor, field_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Route hidden_states (T, D), field_ids (T,): logits (T, Z), weights (T, k), expert index (T, k)."""
         with torch.autocast(hidden_states.device.type, enabled=False):  # bfloat16 would round away close decisions
             logits = F.linear(hidden_states.float(), self.weight.float())
         weights, index = logits.softmax(-1).topk(self.num_experts_per_tok, dim=-1)
         if self.num_experts_per_tok > 1:
             weights = weights / weights.sum(-1, keepdim=True)
+        if field_ids is not None:
+            experts = self.num_experts + torch.arange(self.num_experts_per_tok, device=index.device)  # (k,)
+            for group, field_id in enumerate(self.guided_fields):
+                guided = (field_ids == field_id).unsqueeze(-1)  # (T, 1)
+                index = torch.where(guided, experts + group * self.num_experts_per_tok, index)
+                weights = torch.where(guided, 1 / self.num_experts_per_tok, weights)
         return logits, weights, index
 
 
@@ -219,12 +235,15 @@ class Moon2SparseMoeBlock(nn.Module):
         self.experts = Moon2Experts(config)
         self.dual_alignment = Moon2DualAlignment(config)
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mix experts for hidden_states (B, L, D): output (B, L, D), gate logits (B, L, Z), G̃ (B, L, Z)."""
+    def forward(
+        self, hidden_states: torch.Tensor, field_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mix experts for hidden_states (B, L, D), field_ids (B, L): output (B, L, D), gate logits, G̃ (B, L, Z)."""
         tokens = hidden_states.flatten(0, 1)  # (T, D)
-        logits, weights, index = self.gate(tokens)
+        logits, weights, index = self.gate(tokens, None if field_ids is None else field_ids.flatten())
         output = self.experts(tokens, index, weights)
-        gates = torch.zeros_like(logits).scatter(-1, index, weights)  # (T, Z)
+        gates = logits.new_zeros(len(tokens), self.experts.num_experts).scatter(-1, index, weights)
+        gates = gates[:, : logits.shape[-1]]  # (T, Z)
         shape = hidden_states.shape[:2]
         return output.view_as(hidden_states), logits.unflatten(0, shape), gates.unflatten(0, shape)
 
@@ -240,15 +259,16 @@ class Moon2DecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
-        self, hidden_states: torch.Tensor, **kwargs
+        self, hidden_states: torch.Tensor, field_ids: torch.Tensor | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Hidden states (B, L, D), gate logits and G̃ (B, L, Z); the last two are None for a dense layer."""
         attention_output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + attention_output
-        mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
-        router_logits = expert_weights = None
-        if isinstance(mlp_output, tuple):
-            mlp_output, router_logits, expert_weights = mlp_output
+        mlp_input = self.post_attention_layernorm(hidden_states)
+        if isinstance(self.mlp, Moon2SparseMoeBlock):
+            mlp_output, router_logits, expert_weights = self.mlp(mlp_input, field_ids)
+        else:
+            mlp_output, router_logits, expert_weights = self.mlp(mlp_input), None, None
         return hidden_states + mlp_output, router_logits, expert_weights
 
 
@@ -270,7 +290,11 @@ class Moon2PreTrainedModel(Qwen3VLPreTrainedModel):
     config: Moon2Config
     input_modalities = ("image", "text")
     _no_split_modules = ["Moon2DecoderLayer", "Qwen3VLVisionBlock"]
-    _can_record_outputs = {"hidden_states": Moon2DecoderLayer, "attentions": Qwen3VLTextAttention}
+    _can_record_outputs = {
+        "hidden_states": Moon2DecoderLayer,
+        "attentions": Qwen3VLTextAttention,
+        "router_logits": OutputRecorder(Moon2DecoderLayer, index=1),
+    }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -377,6 +401,7 @@ class Moon2TextModel(Moon2PreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         deepstack_visual_embeds: list[torch.FloatTensor] | None = None,
+        field_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> Moon2Output:
         """Run the layers.
@@ -386,6 +411,7 @@ class Moon2TextModel(Moon2PreTrainedModel):
             attention_mask (B, L): 1 for real tokens.
             position_ids (3, B, L): positions in time, height, width; counted from `attention_mask` if absent.
             deepstack_visual_embeds: per early layer (B, L, D), added to its output; zero off the image tokens.
+            field_ids (B, L): which field of GUIDED_FIELDS a token belongs to, from 1; 0 for all other tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -403,7 +429,11 @@ class Moon2TextModel(Moon2PreTrainedModel):
         hidden_states, router_logits, expert_weights = inputs_embeds, [], []
         for i, layer in enumerate(self.layers):
             hidden_states, logits, weights = layer(
-                hidden_states, attention_mask=causal_mask, position_embeddings=position_embeddings, **kwargs
+                hidden_states,
+                field_ids=field_ids,
+                attention_mask=causal_mask,
+                position_embeddings=position_embeddings,
+                **kwargs,
             )
             if logits is not None:
                 router_logits.append(logits)
@@ -445,12 +475,14 @@ class Moon2Model(Moon2PreTrainedModel):
         self.temperature = Moon2Temperature()
         self.post_init()
 
+    @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Visual tokens of all images (tokens, D), and per DeepStack layer (tokens, D)."""
-        output = self.visual(pixel_values.to(self.visual.dtype), grid_thw=image_grid_thw, return_dict=True)
-        return output.pooler_output, output.deepstack_features
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.LongTensor, **kwargs
+    ) -> BaseModelOutputWithDeepstackFeatures:
+        """Encode images: `pooler_output`, the visual tokens of all images (tokens, D), and `deepstack_features`, the
+        same per DeepStack layer. Arguments as in `forward`.
+        """
+        return self.visual(pixel_values.to(self.visual.dtype), grid_thw=image_grid_thw, return_dict=True, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -462,6 +494,7 @@ class Moon2Model(Moon2PreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         mm_token_type_ids: torch.IntTensor | None = None,
+        field_ids: torch.Tensor | None = None,
         return_views: bool = False,
         **kwargs,
     ) -> Moon2Output | Moon2ViewsOutput:
@@ -473,27 +506,32 @@ class Moon2Model(Moon2PreTrainedModel):
             pixel_values (patches, channels * time * patch²), image_grid_thw (num_images, 3): all images of the batch,
                 in reading order.
             position_ids (3, B, L): computed when absent.
-            inputs_embeds (B, L, D): instead of input_ids, for text alone.
+            inputs_embeds (B, L, D): instead of input_ids, with the embedding of `<|image_pad|>` for visual tokens.
             mm_token_type_ids (B, L): accepted for compatibility; the placeholders in input_ids already say it.
+            field_ids (B, L): tokens of the fields in GUIDED_FIELDS, counted from 1, and 0 for all others. Without
+                them, as for queries, every token is routed by the gate.
             return_views: return [`~Moon2Model.encode_views`]'s output; the way in for wrappers such as DDP.
         """
         if return_views:
-            return self.encode_views(input_ids, attention_mask, pixel_values, image_grid_thw, **kwargs)
+            return self.encode_views(
+                input_ids, attention_mask, pixel_values, image_grid_thw, field_ids=field_ids, **kwargs
+            )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        embed = self.get_input_embeddings()
         if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        elif pixel_values is not None:
-            raise ValueError("images need input_ids: their placeholders cannot be told apart in inputs_embeds")
+            inputs_embeds = embed(input_ids)
+            image_tokens = input_ids == self.config.image_token_id  # (B, L)
+        else:
+            placeholder = torch.full((), self.config.image_token_id, device=inputs_embeds.device)
+            image_tokens = (inputs_embeds == embed(placeholder)).all(-1)
         if attention_mask is None:
             attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
 
-        image_tokens = torch.zeros_like(attention_mask, dtype=torch.bool)
-        if input_ids is not None:
-            image_tokens = input_ids == self.config.image_token_id
         deepstack_visual_embeds = None
         if pixel_values is not None:
-            features, deepstack_features = self.get_image_features(pixel_values, image_grid_thw)
+            images = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+            features = images.pooler_output  # (tokens, D)
             torch._assert_async(
                 image_tokens.sum() == features.shape[0],
                 "the batch holds another number of <|image_pad|> tokens than of visual tokens; use Moon2Processor",
@@ -502,10 +540,8 @@ class Moon2Model(Moon2PreTrainedModel):
             inputs_embeds = inputs_embeds.masked_scatter(scatter_mask, features.to(inputs_embeds.dtype))
             deepstack_visual_embeds = [
                 torch.zeros_like(inputs_embeds).masked_scatter(scatter_mask, feature.to(inputs_embeds.dtype))
-                for feature in deepstack_features
+                for feature in images.deepstack_features
             ]
-        else:
-            torch._assert_async(~image_tokens.any(), "input_ids hold <|image_pad|> tokens but pixel_values is absent")
         if position_ids is None:
             position_ids = multimodal_position_ids(
                 attention_mask, image_tokens, image_grid_thw, self.config.vision_config.spatial_merge_size
@@ -515,6 +551,7 @@ class Moon2Model(Moon2PreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             deepstack_visual_embeds=deepstack_visual_embeds,
+            field_ids=field_ids,
             return_dict=True,
             **kwargs,
         )
@@ -528,6 +565,7 @@ class Moon2Model(Moon2PreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
         mm_token_type_ids: torch.IntTensor | None = None,
+        field_ids: torch.Tensor | None = None,
         max_text_length: int | None = None,
         **kwargs,
     ) -> Moon2ViewsOutput:
@@ -539,7 +577,8 @@ class Moon2Model(Moon2PreTrainedModel):
         belongs to two views and is counted in both routing statistics.
 
         Args:
-            input_ids, attention_mask, pixel_values, image_grid_thw: as in `forward`; images before text in each row.
+            input_ids, attention_mask, pixel_values, image_grid_thw, field_ids: as in `forward`; images before text in
+                each row.
             max_text_length: number of text tokens of the longest text. Given by the collator it saves the GPU one
                 host sync; otherwise it is read from the batch.
         """
@@ -552,7 +591,10 @@ class Moon2Model(Moon2PreTrainedModel):
         has_text, has_image = text_part.any(-1), image_part.any(-1)
         both = (has_text & has_image).unsqueeze(-1)
 
-        joint = self.forward(input_ids, attention_mask, pixel_values, image_grid_thw, return_dict=True, **kwargs)
+        joint = self.forward(
+            input_ids, attention_mask, pixel_values, image_grid_thw, field_ids=field_ids, return_dict=True, **kwargs
+        )
+        text_fields = field_ids
         if pixel_values is None:
             text, text_tokens = joint, text_part
         else:
@@ -560,10 +602,13 @@ class Moon2Model(Moon2PreTrainedModel):
                 max_text_length = int(text_part.sum(-1).max())
             order = (~text_part).long().argsort(dim=-1, stable=True)[:, : max(max_text_length, 1)]  # (B, T) text first
             text_tokens = text_part.gather(1, order)
+            if field_ids is not None:
+                text_fields = field_ids.gather(1, order)
             text = self.language_model(
                 input_ids=input_ids.gather(1, order),
                 # a row without text attends to its first token, which pooling and routing leave out
                 attention_mask=F.pad(text_tokens[:, 1:], (1, 0), value=True).long(),
+                field_ids=text_fields,
                 return_dict=True,
                 **kwargs,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
 from modeling_moon2 import Moon2Config
+from modeling_moon2.processing_moon2 import text_parts
 
 VIEWS = ("text", "image", "multimodal")
 BATCHES_PER_WINDOW = 64  # items are sorted by length within a window, so that reading stays nearly sequential
@@ -94,10 +95,10 @@ class QueryItems(Sequence):
 class Encoder:
     """Encode sequences of items with a MOON2.0 model on the device where it stands.
 
-    An item is {"text": str | None, "images": list}; an image is a PIL image, bytes, a path, a numpy array or an
-    undecoded {"bytes", "path"} of `datasets`. Errors call it by its index, or by its "name" if it has one. Items are
-    read twice, for their length and when their batch comes, and not kept, so memory stays bounded for a sequence
-    backed by files of any size.
+    An item is {"text": str | fields | None, "images": list}. For fields see the processor's `text_parts`; an image is a
+    PIL image, bytes, a path, a numpy array or an undecoded {"bytes", "path"} of `datasets`. Errors call an item by its
+    index, or by its "name" if it has one. Items are read twice, for their length and when their batch comes, and not
+    kept, so memory stays bounded for a sequence backed by files of any size.
 
     Args:
         model: a Moon2Model.
@@ -189,9 +190,10 @@ class Encoder:
                 batch = longest_first[first : first + self.batch_size]
                 yield batch, self._inputs(items, batch.tolist(), view)
 
-    def _estimated_length(self, text: str | None, images: list) -> int:
+    def _estimated_length(self, text: str | Mapping | None, images: list) -> int:
         """Tokens of an item, from the length of its text and the headers of its images."""
-        length = min(len(text or "") // CHARACTERS_PER_TOKEN, self.processor.tokenizer.model_max_length)
+        characters = sum(len(part) for _, part in text_parts(text))
+        length = min(characters // CHARACTERS_PER_TOKEN, self.processor.tokenizer.model_max_length)
         image_processor = self.processor.image_processor
         for image in images:
             try:
@@ -244,11 +246,14 @@ def _name(item: dict[str, Any], row: int) -> str:
     return item.get("name", f"item {row}")
 
 
-def _take(items: Sequence[dict[str, Any]], row: int, view: str) -> tuple[str | None, list]:
+def _take(items: Sequence[dict[str, Any]], row: int, view: str) -> tuple[str | Mapping | None, list]:
     """Text and images of one item as far as the view holds them."""
     item = items[row]
     text, images = item["text"], item["images"]
-    has_text, has_image = bool(text and text.strip()), bool(images)
+    try:
+        has_text, has_image = bool(text_parts(text)), bool(images)
+    except ValueError as error:
+        raise ValueError(f"{_name(item, row)}: {error}") from error
     if view == "text" and not has_text:
         raise ValueError(f"{_name(item, row)} has no text, which the text view needs; leave it out")
     if view == "image" and not has_image:

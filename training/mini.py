@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -27,6 +27,8 @@ class MiniConfig:
         moe_intermediate_size: width of one expert.
         num_experts: Z; 0 builds a dense model.
         num_experts_per_tok: k.
+        guided_fields: fields of an item whose tokens go to experts of their own: "category", "attributes". In training
+            `item_text_fields` must give them.
         dense_intermediate_size: width of the dense MLP when num_experts is 0; k experts' width keeps the active
             parameters equal.
         vision_hidden_size: width of the vision tower.
@@ -43,6 +45,7 @@ class MiniConfig:
     moe_intermediate_size: int = 256
     num_experts: int = 4
     num_experts_per_tok: int = 2
+    guided_fields: list[str] = field(default_factory=list)
     dense_intermediate_size: int = 512
     vision_hidden_size: int = 160
     vision_depth: int = 4
@@ -97,6 +100,7 @@ def build_mini(config: MiniConfig, texts: Iterable[str]) -> tuple[Moon2Model, Mo
                 "moe_intermediate_size": config.moe_intermediate_size,
                 "num_experts": config.num_experts,
                 "num_experts_per_tok": config.num_experts_per_tok,
+                "guided_fields": config.guided_fields,
                 "num_hidden_layers": config.num_hidden_layers,
                 "num_attention_heads": config.num_attention_heads,
                 "num_key_value_heads": config.num_attention_heads,

@@ -11,6 +11,7 @@ from moon2_dataset import ProductQueries
 
 from .collator import Moon2Collator
 from .evaluate import evaluate
+from .hub_folder import changed_arguments, complete_hub_folder, read_provenance
 from .losses import VIEWS, DualLevelAlignmentLoss, DualLevelLossOutput
 from .sampler import LeafBatchSampler
 from .trainer_config import Moon2TrainingArguments
@@ -107,6 +108,12 @@ class Moon2Trainer(Trainer):
     ) -> None:
         if processing_class is None:
             raise ValueError("processing_class is missing; give the model's Moon2Processor")
+        unseen = set(model.config.get_text_config().guided_fields) - set(args.item_text_fields)
+        if unseen:
+            raise ValueError(
+                f"item_text_fields={args.item_text_fields} lacks {', '.join(sorted(unseen))}, for which the model has "
+                "experts of their own (guided_fields); they would see no token, so add what lacks"
+            )
         aux_coef = args.router_aux_loss_coef
         if aux_coef is None:
             aux_coef = model.config.get_text_config().router_aux_loss_coef
@@ -118,6 +125,9 @@ class Moon2Trainer(Trainer):
             sparsity_coef=args.sparsity_coef,
         )
         self.objective_log = ObjectiveLog()
+        self.provenance = read_provenance(model.config._name_or_path) | {
+            "training": changed_arguments(args, Moon2TrainingArguments())
+        }
         triplets = None
         if train_dataset is not None:
             if len(train_dataset) < args.train_batch_size:
@@ -173,6 +183,11 @@ class Moon2Trainer(Trainer):
         result = self.alignment_loss(outputs, **keys)
         self.objective_log.add(result, outputs.temperatures)
         return (result.loss, outputs) if return_outputs else result.loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        width = self.model.config.get_text_config().hidden_size
+        complete_hub_folder(output_dir or self.args.output_dir, width, self.provenance)
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """Weight decay leaves W* and the temperatures alone: their zero means something."""

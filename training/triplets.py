@@ -25,9 +25,9 @@ class TripletKey(NamedTuple):
 
 
 class Item(NamedTuple):
-    """Text and pictures of one row; the keys are 0 for a query."""
+    """Text, as the processor takes it, and pictures of one row; the keys are 0 for a query."""
 
-    text: str | None
+    text: str | dict[str, Any] | None
     images: list[Image.Image]
     product_key: int = 0
     title_key: int = 0
@@ -150,14 +150,15 @@ class TripletDataset(Dataset):
         raise ValueError(f"query {query['query_id']}: every product of the catalogue is right; no negative exists")
 
 
-def item_text(product: dict[str, Any], fields: Sequence[str] = ("title",)) -> str | None:
-    """Join the chosen fields of a product; None if all are empty."""
-    parts = {
-        "title": product["title"],
-        "category": " > ".join(product["category_path"]),
-        "attributes": ", ".join(f"{a['name']}: {a['value']}" for a in product["attributes"]),
-    }
-    return ". ".join(parts[field] for field in fields if parts[field]) or None
+def item_text(product: dict[str, Any], fields: Sequence[str] = ("title",)) -> str | dict[str, Any] | None:
+    """The chosen fields of a product as the processor takes them: a mapping of those that it has, or just the title.
+
+    Returns:
+        None if all are empty.
+    """
+    parts = {"title": product["title"], "category": product["category_path"], "attributes": product["attributes"]}
+    given = {field: parts[field] for field in fields if parts[field]}
+    return given.get("title") if set(given) <= {"title"} else given
 
 
 def _open(image: dict[str, Any], where: str) -> Image.Image:

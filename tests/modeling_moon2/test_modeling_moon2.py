@@ -284,11 +284,18 @@ def test_wrong_inputs_are_refused(tiny, make_image):
     inputs = processor(text=["mug"], images=[make_image(0)])
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model()
-    with pytest.raises(RuntimeError, match="pixel_values is absent"):
-        model(input_ids=inputs["input_ids"])
     inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == processor.image_token_id, 5)
     with pytest.raises(RuntimeError, match="another number of"):
         model(**inputs)
+
+
+@torch.no_grad()
+def test_embedded_tokens_stand_for_their_ids(tiny, mixed_items):
+    model, processor = tiny
+    inputs = processor(text=mixed_items[0], images=mixed_items[1])
+    expected = model(**inputs).embeddings
+    embedded = model.get_input_embeddings()(inputs.pop("input_ids"))
+    torch.testing.assert_close(model(**inputs, inputs_embeds=embedded).embeddings, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_mean_pool_of_an_empty_row_is_zero_with_finite_gradient():

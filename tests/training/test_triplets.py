@@ -101,16 +101,19 @@ def test_a_catalogue_of_right_products_only_has_no_negative(shop):
         TripletDataset(join(products, queries), "explicit")[0]
 
 
-def test_item_text_joins_the_chosen_fields(shop):
+def test_item_text_holds_the_chosen_fields(shop):
     product = shop.products[6]
     assert item_text(product) == "Lumo navy blue mug 6"
-    assert item_text(product, ("title", "category", "attributes")) == (
-        "Lumo navy blue mug 6. Shop > mug. colour: navy blue"
-    )
-    assert item_text(shop.products[4]) is None
+    assert item_text(product, ("title", "category", "attributes")) == {
+        "title": "Lumo navy blue mug 6",
+        "category": ["Shop", "mug"],
+        "attributes": [{"name": "colour", "value": "navy blue"}],
+    }
+    assert item_text(product | {"category_path": []}, ("title", "category")) == "Lumo navy blue mug 6"
+    assert item_text(shop.products[4]) is None and "title" not in item_text(shop.products[4], ("title", "category"))
     dataset = TripletDataset(shop, item_text_fields=("title", "category"))
     category = shop.products[int(shop.positive_row[10])]["category_path"][1]
-    assert dataset[10].positive.text.endswith(f". Shop > {category}")
+    assert dataset[10].positive.text["category"] == ["Shop", category]
 
 
 def test_an_unreadable_picture_names_product_or_query(shop):

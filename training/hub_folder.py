@@ -1,0 +1,136 @@
+"""The folder of a saved model as a repository on the Hub: what stands beside its weights, processor and code."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel, ProcessorMixin
+
+PROVENANCE = "provenance.json"
+SENTENCE_TRANSFORMERS = "6.2.0"  # the first that was tried; older ones say so when they load the folder
+FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
+
+
+def sentence_transformers_files(embedding_dimension: int) -> dict[str, Any]:
+    """Contents by file name of what sentence-transformers reads: its stock modules, fed by messages.
+
+    Args:
+        embedding_dimension: D.
+    """
+    modules = (
+        ("", "base.modules.transformer.Transformer"),
+        ("1_Pooling", "sentence_transformer.modules.pooling.Pooling"),
+        ("2_Normalize", "base.modules.normalize.Normalize"),
+    )
+    return {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.{module}"}
+            for i, (path, module) in enumerate(modules)
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            # with "message" every input becomes one, so that texts, images and both mix in a batch
+            "modality_config": {"text": FORWARD, "image": FORWARD, "message": FORWARD | {"format": "structured"}},
+            "module_output_name": "token_embeddings",
+            "unpad_inputs": False,
+            # the template has no suffix that truncation could cut off
+            "processing_kwargs": {"chat_template": {"restore_suffix": False}},
+        },
+        "1_Pooling/config.json": {
+            "embedding_dimension": embedding_dimension,
+            "pooling_mode": "mean",
+            "include_prompt": True,
+        },
+        "2_Normalize/config.json": {
+            "module_input_name": "sentence_embedding",
+            "module_output_name": "sentence_embedding",
+        },
+        "config_sentence_transformers.json": {
+            "__version__": {
+                "sentence_transformers": SENTENCE_TRANSFORMERS,
+                "transformers": transformers.__version__,
+                "pytorch": torch.__version__.partition("+")[0],
+            },
+            "model_type": "SentenceTransformer",
+            "prompts": {"query": "", "document": ""},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    }
+
+
+def complete_hub_folder(
+    folder: str | os.PathLike, embedding_dimension: int, provenance: dict[str, Any] | None = None
+) -> None:
+    """Add to a saved model what makes its folder a repository: sentence-transformers' files and where it comes from.
+
+    Args:
+        folder: of the saved model and processor.
+        embedding_dimension: D.
+        provenance: `base_model`, `base_license`, `conversion`, `training`, `datasets`, as the model card shows them.
+    """
+    folder = Path(folder)
+    files = sentence_transformers_files(embedding_dimension)
+    if provenance:
+        files[PROVENANCE] = provenance
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_hub_folder(
+    folder: str | os.PathLike,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    provenance: dict[str, Any] | None = None,
+) -> None:
+    """Save a model and its processor as a complete repository folder.
+
+    Args:
+        folder: to write.
+        model: a Moon2Model.
+        processor: its Moon2Processor.
+        provenance: see `complete_hub_folder`.
+    """
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    complete_hub_folder(folder, model.config.get_text_config().hidden_size, provenance)
+
+
+def changed_arguments(arguments: Any, defaults: Any) -> dict[str, Any]:
+    """The options in which a run differs from the defaults, for its provenance: no folders and no secrets.
+
+    Args:
+        arguments: a dataclass.
+        defaults: one of the same class.
+    """
+    plain = (bool, int, float, str, list, type(None))
+    given = {option.name: getattr(arguments, option.name) for option in fields(arguments)}
+    return {
+        name: value
+        for name, value in given.items()
+        if value != getattr(defaults, name)
+        and isinstance(value, plain)
+        and not name.endswith(("_dir", "_token", "_checkpoint"))
+    }
+
+
+def read_provenance(model_id: str | os.PathLike | None) -> dict[str, Any]:
+    """Where a saved model comes from, as far as its folder says; a model of the Hub is a base of its own.
+
+    Args:
+        model_id: folder or Hub id that the model was loaded from; None or "" for one from scratch.
+    """
+    if not model_id:
+        return {}
+    if not Path(model_id).is_dir():
+        return {"base_model": str(model_id)}
+    file = Path(model_id) / PROVENANCE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
