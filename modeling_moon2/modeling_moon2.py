@@ -36,6 +36,11 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.vision_utils import (
+    get_vision_attention_seqlens,
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+)
 
 from .configuration_moon2 import GUIDED_FIELDS, Moon2Config, Moon2TextConfig, Moon2VisionConfig
 
@@ -219,11 +224,18 @@ class Moon2TopKGate(nn.Module):
 
 
 class Moon2DualAlignment(nn.Module):
-    """Dual-alignment matrix W* (Z, M): how much each expert serves each objective. A module so that PEFT saves it."""
+    """Dual-alignment matrix W* (Z, M): how much each expert serves each objective.
+
+    A module, and called as one, so that PEFT can train and save a copy of it.
+    """
 
     def __init__(self, config: Moon2TextConfig):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.num_experts, len(config.alignment_objectives)))
+
+    def forward(self) -> torch.Tensor:
+        """W* (Z, M)."""
+        return self.weight
 
 
 class Moon2SparseMoeBlock(nn.Module):
@@ -231,6 +243,7 @@ class Moon2SparseMoeBlock(nn.Module):
 
     def __init__(self, config: Moon2TextConfig):
         super().__init__()
+        self.num_experts = config.num_experts + config.num_guided_experts  # of all processes, in expert parallelism
         self.gate = Moon2TopKGate(config)
         self.experts = Moon2Experts(config)
         self.dual_alignment = Moon2DualAlignment(config)
@@ -242,7 +255,7 @@ class Moon2SparseMoeBlock(nn.Module):
         tokens = hidden_states.flatten(0, 1)  # (T, D)
         logits, weights, index = self.gate(tokens, None if field_ids is None else field_ids.flatten())
         output = self.experts(tokens, index, weights)
-        gates = logits.new_zeros(len(tokens), self.experts.num_experts).scatter(-1, index, weights)
+        gates = logits.new_zeros(len(tokens), self.num_experts).scatter(-1, index, weights)
         gates = gates[:, : logits.shape[-1]]  # (T, Z)
         shape = hidden_states.shape[:2]
         return output.view_as(hidden_states), logits.unflatten(0, shape), gates.unflatten(0, shape)
@@ -362,19 +375,46 @@ class Moon2VisionModel(Qwen3VLVisionModel, Moon2PreTrainedModel):
             block.attn = Moon2VisionAttention(config)
         self.post_init()
 
-    def forward(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs):
-        """Encode hidden_states (patches, channels * time * patch²) of images with grids grid_thw (num_images, 3)."""
+    def layout(self, grid_thw: torch.Tensor) -> dict[str, torch.Tensor | int | list[torch.Tensor] | None]:
+        """What `forward` derives from the images' grids (num_images, 3) alone.
+
+        Its shapes depend on data. Made ahead of time on the host it spares a GPU several waits, and leaves a forward
+        that `torch.compile(fullgraph=True)` and `torch.export` can trace.
+        """
+        indices, weights = get_vision_interpolation_indices_and_weights(
+            grid_thw,
+            self.num_grid_per_side,
+            mode=self.interpolation_mode,
+            align_corners=self.interpolation_align_corners,
+            spatial_merge_size=self.spatial_merge_size,
+        )
+        cu_seqlens, max_seqlen = get_vision_attention_seqlens(grid_thw, self.config)
+        layout = {
+            "interp_indices": indices,  # (patches, 4)
+            "interp_weights": weights,  # (patches, 4)
+            "position_ids": get_vision_position_ids(grid_thw, self.spatial_merge_size),  # (patches, 2)
+            "cu_seqlens": cu_seqlens,  # (num_images + 1,)
+            "max_seqlen": max_seqlen,
+        }
         if is_flash_attention_requested(self.config):
-            return super().forward(hidden_states, grid_thw, **kwargs)
+            return layout
         counts = grid_thw.prod(-1)
         sizes = sorted(set(counts.tolist()))
-        if len(sizes) == 1:
-            return super().forward(hidden_states, grid_thw, buckets=sizes[0], **kwargs)
-        starts = counts.cumsum(0) - counts
-        buckets = [
-            starts[counts == size, None] + torch.arange(size, device=starts.device) for size in sizes
-        ]  # per size (images, size)
-        return super().forward(hidden_states, grid_thw, buckets=buckets, **kwargs)
+        starts = counts.cumsum(-1) - counts
+        offsets = torch.arange(max(sizes), device=starts.device)
+        buckets = [starts[counts == size, None] + offsets[:size] for size in sizes]  # per size (images, size)
+        return layout | {"buckets": sizes[0] if len(sizes) == 1 else buckets}
+
+    def forward(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, layout: dict | None = None, **kwargs):
+        """Encode images.
+
+        Args:
+            hidden_states (patches, channels * time * patch²), grid_thw (num_images, 3): of all images.
+            layout: of the same images; made here if absent.
+        """
+        return super().forward(
+            hidden_states, grid_thw, **(self.layout(grid_thw) if layout is None else layout), **kwargs
+        )
 
 
 class Moon2TextModel(Moon2PreTrainedModel):
@@ -495,6 +535,7 @@ class Moon2Model(Moon2PreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         mm_token_type_ids: torch.IntTensor | None = None,
         field_ids: torch.Tensor | None = None,
+        image_layout: dict | None = None,
         return_views: bool = False,
         **kwargs,
     ) -> Moon2Output | Moon2ViewsOutput:
@@ -510,11 +551,18 @@ class Moon2Model(Moon2PreTrainedModel):
             mm_token_type_ids (B, L): accepted for compatibility; the placeholders in input_ids already say it.
             field_ids (B, L): tokens of the fields in GUIDED_FIELDS, counted from 1, and 0 for all others. Without
                 them, as for queries, every token is routed by the gate.
+            image_layout: `model.visual.layout(image_grid_thw)`, if it was made ahead of time.
             return_views: return [`~Moon2Model.encode_views`]'s output; the way in for wrappers such as DDP.
         """
         if return_views:
             return self.encode_views(
-                input_ids, attention_mask, pixel_values, image_grid_thw, field_ids=field_ids, **kwargs
+                input_ids,
+                attention_mask,
+                pixel_values,
+                image_grid_thw,
+                field_ids=field_ids,
+                image_layout=image_layout,
+                **kwargs,
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -530,7 +578,7 @@ class Moon2Model(Moon2PreTrainedModel):
 
         deepstack_visual_embeds = None
         if pixel_values is not None:
-            images = self.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+            images = self.get_image_features(pixel_values, image_grid_thw, layout=image_layout, return_dict=True)
             features = images.pooler_output  # (tokens, D)
             torch._assert_async(
                 image_tokens.sum() == features.shape[0],
@@ -566,6 +614,7 @@ class Moon2Model(Moon2PreTrainedModel):
         image_grid_thw: torch.LongTensor | None = None,
         mm_token_type_ids: torch.IntTensor | None = None,
         field_ids: torch.Tensor | None = None,
+        image_layout: dict | None = None,
         max_text_length: int | None = None,
         **kwargs,
     ) -> Moon2ViewsOutput:
@@ -577,8 +626,8 @@ class Moon2Model(Moon2PreTrainedModel):
         belongs to two views and is counted in both routing statistics.
 
         Args:
-            input_ids, attention_mask, pixel_values, image_grid_thw, field_ids: as in `forward`; images before text in
-                each row.
+            input_ids, attention_mask, pixel_values, image_grid_thw, field_ids, image_layout: as in `forward`; images
+                before text in each row.
             max_text_length: number of text tokens of the longest text. Given by the collator it saves the GPU one
                 host sync; otherwise it is read from the batch.
         """
@@ -592,7 +641,14 @@ class Moon2Model(Moon2PreTrainedModel):
         both = (has_text & has_image).unsqueeze(-1)
 
         joint = self.forward(
-            input_ids, attention_mask, pixel_values, image_grid_thw, field_ids=field_ids, return_dict=True, **kwargs
+            input_ids,
+            attention_mask,
+            pixel_values,
+            image_grid_thw,
+            field_ids=field_ids,
+            image_layout=image_layout,
+            return_dict=True,
+            **kwargs,
         )
         text_fields = field_ids
         if pixel_values is None:
@@ -621,7 +677,7 @@ class Moon2Model(Moon2PreTrainedModel):
             )
             routing = Moon2Routing(*(torch.stack(sums) for sums in zip(*views, strict=True)))
             blocks = [layer.mlp for layer in self.language_model.layers if isinstance(layer.mlp, Moon2SparseMoeBlock)]
-            alignment_logits = torch.stack([block.dual_alignment.weight for block in blocks])
+            alignment_logits = torch.stack([block.dual_alignment() for block in blocks])
         return Moon2ViewsOutput(
             text_embeddings=mean_pool(text.last_hidden_state, text_tokens),
             image_embeddings=mean_pool(joint.last_hidden_state, image_part),

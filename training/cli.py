@@ -23,6 +23,7 @@ VERBS = {
     "convert": Verb("moon2_training.convert:main", "make a MOON2.0 encoder of a dense Qwen3-VL checkpoint"),
     "train": Verb("moon2_training.train:main", "fit an encoder to a catalogue and its click log"),
     "evaluate": Verb("moon2_training.evaluate:main", "score an encoder: retrieval, classification, attributes"),
+    "push": Verb("moon2_training.push:main", "put a saved encoder on the Hub"),
     "demo": Verb("moon2_space.demo:main", "train a small encoder on a made-up catalogue and search it"),
 }
 

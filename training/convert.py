@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,8 +23,11 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from trl import TrlParser
 
-from modeling_moon2 import Moon2Config, Moon2Model, Moon2Processor
+from modeling_moon2 import GUIDED_FIELDS, Moon2Config, Moon2Model, Moon2Processor
 from modeling_moon2.modeling_moon2 import INITIAL_TEMPERATURE
+
+from .hub_folder import complete_hub_folder
+from .model_card import write_model_card
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PARTIAL = ".partial"  # OUT is built under OUT.partial and renamed when it is whole
@@ -53,14 +56,21 @@ class ConvertArguments:
             "the dense cost."
         },
     )
+    guided_fields: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Guided MoE: fields of an item with k experts of their own: category, attributes."},
+    )
     moe_layers: list[int] | None = field(
         default=None, metadata={"help": "Layers to convert, from 0; all if not given."}
     )
     expert_noise: float = field(
         default=0.0, metadata={"help": "Noise on every expert, in standard deviations of its weights; 0 is exact."}
     )
-    max_shard_gb: float = field(default=2.0, metadata={"help": "Largest file to write, in GB; bounds the memory."})
+    max_shard_gb: float = field(default=1.0, metadata={"help": "Largest file to write, in GB; bounds the memory."})
     seed: int = field(default=0, metadata={"help": "Seed of gate, W* and noise."})
+    base_model: str | None = field(
+        default=None, metadata={"help": "Hub id of the source for the model card, where SOURCE is a folder."}
+    )
 
     def __post_init__(self):
         if self.expert_init not in EXPERT_INITS:
@@ -75,6 +85,8 @@ class ConvertArguments:
                 f"num_experts={self.num_experts}; to split, give a multiple of "
                 f"num_experts_per_tok={self.num_experts_per_tok}"
             )
+        if not set(self.guided_fields) <= set(GUIDED_FIELDS):
+            raise ValueError(f"guided_fields={self.guided_fields}; give none or some of {', '.join(GUIDED_FIELDS)}")
         if self.expert_noise < 0 or self.max_shard_gb <= 0:
             raise ValueError("expert_noise is 0 or more, max_shard_gb more than 0")
 
@@ -125,15 +137,17 @@ def expert_weights(
 
     copy: f_z = f for every z, and Σ_z G̃_z = 1. split: the hidden units are cut into k slices; experts come in Z / k
     groups of one expert per slice, whose gate rows are equal, so that a whole group is always chosen, each with weight
-    1 / k; the outputs are scaled by k.
+    1 / k; the outputs are scaled by k. The k experts of a guided field, each used with weight 1 / k, are such a group.
 
     Args:
         gate, up (I, D), down (D, I): the dense weights.
 
     Returns:
-        gate_up_proj (Z, 2 I', D) and down_proj (Z, D, I') with I' = I for copy and I / k for split.
+        gate_up_proj (Z', 2 I', D) and down_proj (Z', D, I') with I' = I for copy and I / k for split, and
+        Z' = Z + k * guided fields.
     """
-    z, k = arguments.num_experts, arguments.num_experts_per_tok
+    k = arguments.num_experts_per_tok
+    z = arguments.num_experts + k * len(arguments.guided_fields)
     if arguments.expert_init == "copy":
         gate_up, down = torch.cat([gate, up]).expand(z, -1, -1), down.expand(z, -1, -1)
     else:
@@ -180,6 +194,7 @@ def target_config(source: Path, arguments: ConvertArguments) -> Moon2Config:
         "num_experts": arguments.num_experts,
         "num_experts_per_tok": k,
         "moe_intermediate_size": width // k if arguments.expert_init == "split" else width,
+        "guided_fields": arguments.guided_fields,
         "moe_layers": arguments.moe_layers,
         "use_cache": False,
     }
@@ -256,7 +271,9 @@ def resolve_source(source: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja"]))
+        return Path(
+            snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "README.md"])
+        )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(f"{source}: neither a folder nor a model on the Hub that can be reached") from error
 
@@ -307,6 +324,8 @@ def convert(arguments: ConvertArguments, progress: bool = True) -> Path:
     custom_object_save(model, unfinished, config=config)
     config.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)
+    complete_hub_folder(unfinished, config.text_config.hidden_size, _provenance(folder, arguments))
+    write_model_card(unfinished, model_id=out.name)
     (unfinished / PLAN).unlink()
     unfinished.rename(out)
     return out
@@ -315,9 +334,20 @@ def convert(arguments: ConvertArguments, progress: bool = True) -> Path:
 def _processor(folder: Path) -> Moon2Processor:
     try:
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-        return Moon2Processor(image_processor=image_processor, tokenizer=AutoTokenizer.from_pretrained(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except OSError as error:
         raise ValueError(f"{folder}: image processor or tokenizer files are missing ({error})") from error
+    tokenizer.chat_template = None  # the source's is for a chat; the processor brings its own
+    return Moon2Processor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def _provenance(source: Path, arguments: ConvertArguments) -> dict:
+    """What the model card tells of the source and the conversion, without this machine's folders."""
+    base_model = arguments.base_model or (None if Path(arguments.source).is_dir() else arguments.source)
+    readme = source / "README.md"
+    licence = ModelCard.load(readme, ignore_metadata_errors=True).data.license if readme.is_file() else None
+    conversion = {name: value for name, value in asdict(arguments).items() if name not in ("source", "out")}
+    return {"base_model": base_model, "base_license": licence, "conversion": conversion}
 
 
 def _plan(arguments: ConvertArguments, weights: SourceWeights) -> dict:

@@ -95,10 +95,10 @@ class QueryItems(Sequence):
 class Encoder:
     """Encode sequences of items with a MOON2.0 model on the device where it stands.
 
-    An item is {"text": str | fields | None, "images": list}. For fields see the processor's `text_parts`; an image is a
-    PIL image, bytes, a path, a numpy array or an undecoded {"bytes", "path"} of `datasets`. Errors call an item by its
-    index, or by its "name" if it has one. Items are read twice, for their length and when their batch comes, and not
-    kept, so memory stays bounded for a sequence backed by files of any size.
+    An item is {"text": str | fields | None, "images": list}; for fields see the processor's `text_parts`. An image is
+    a PIL image, bytes, a path, a numpy array or an undecoded {"bytes", "path"} of `datasets`. Errors call an item by
+    its index, or by its "name" if it has one. Items are read twice, for their length and when their batch comes, and
+    not kept, so memory stays bounded for a sequence backed by files of any size.
 
     Args:
         model: a Moon2Model.

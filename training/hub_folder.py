@@ -119,6 +119,7 @@ def changed_arguments(arguments: Any, defaults: Any) -> dict[str, Any]:
         if value != getattr(defaults, name)
         and isinstance(value, plain)
         and not name.endswith(("_dir", "_token", "_checkpoint"))
+        and not (isinstance(value, str) and os.path.isabs(value))
     }
 
 

@@ -18,6 +18,7 @@ from moon2_dataset import ProductQueries, load_product_queries
 from .encode import load_encoder
 from .evaluate import evaluate, format_table, write_json
 from .mini import MiniConfig, build_mini
+from .model_card import write_model_card
 from .trainer import Moon2Trainer
 from .trainer_config import Moon2TrainingArguments
 
@@ -59,14 +60,20 @@ def fit(
     arguments: Moon2TrainingArguments,
     data: ProductQueries,
     eval_data: ProductQueries | None = None,
+    datasets: Sequence[str] = (),
 ) -> dict:
-    """Train, save the whole folder to `arguments.output_dir`, and score it.
+    """Train, save the whole folder to `arguments.output_dir`, score it, and write its model card.
+
+    Args:
+        datasets: names of the training data for the card.
 
     Returns:
         What `evaluate` returns with a `training` entry (steps, triplets, seconds, triplets per second, final
         averages of the log); without `eval_data` only that entry. The same is written to `results.json`.
     """
     trainer = Moon2Trainer(model, arguments, train_dataset=data, eval_dataset=eval_data, processing_class=processor)
+    if datasets:
+        trainer.provenance["datasets"] = list(datasets)
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     seconds = time.perf_counter() - begin
@@ -88,6 +95,8 @@ def fit(
             model, processor, eval_data.products, eval_data.queries, batch_size=arguments.eval_batch_size
         )
     write_json(results, Path(arguments.output_dir) / "results.json")
+    if isinstance(model, Moon2Model):  # adapters have a card of their own, by PEFT
+        write_model_card(arguments.output_dir)
     return results
 
 
@@ -109,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_seed(arguments.seed)
     model, processor = build_mini(mini, product_texts(data)) if script.model is None else load_encoder(script.model)
     model.float()  # in bfloat16 weights, steps of 1e-5 would be rounded away; --bf16 computes in it all the same
-    results = fit(model, processor, arguments, data, eval_data)
+    datasets = [Path(source).name for source in (*script.products, *script.queries)]  # a card names no folders
+    results = fit(model, processor, arguments, data, eval_data, datasets)
     training = results["training"]
     print(
         f"{training['steps']:,} steps, {training['triplets']:,} triplets in {training['seconds']:,.0f} s: "

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from transformers import (
     AutoModel,
     AutoProcessor,
@@ -14,7 +17,9 @@ from transformers import (
     Qwen3VLModel,
 )
 
+from modeling_moon2.processing_moon2 import CHAT_TEMPLATE
 from moon2_training.convert import INDEX, ConvertArguments, convert, main
+from moon2_training.push import check_folder
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +61,9 @@ def dense_embeddings(model, inputs):
 
 
 @pytest.mark.parametrize("options", [{}, {"expert_init": "split"}, {"expert_init": "split", "num_experts": 6,
-                         "num_experts_per_tok": 2}, {"num_experts": 3, "num_experts_per_tok": 3}, {"moe_layers": [1]}],
-                         ids=str)  # fmt: skip
+                         "num_experts_per_tok": 2}, {"num_experts": 3, "num_experts_per_tok": 3}, {"moe_layers": [1]},
+                         {"guided_fields": ["category", "attributes"]},
+                         {"guided_fields": ["attributes"], "expert_init": "split"}], ids=str)  # fmt: skip
 def test_the_converted_model_answers_as_its_source(source, tmp_path, mixed_items, options):
     folder, dense = source
     out = run(folder, tmp_path / "out", **options)
@@ -72,6 +78,19 @@ def test_the_converted_model_answers_as_its_source(source, tmp_path, mixed_items
     assert [hasattr(layer.mlp, "experts") for layer in model.language_model.layers] == [i in layers for i in range(2)]
     views = model.encode_views(**inputs)
     assert views.alignment_logits.shape[0] == views.routing.gate_sums.shape[1] == len(layers)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("expert_init", ["copy", "split"])
+def test_guided_experts_answer_as_the_source_too(source, tmp_path, make_image, expert_init):
+    folder, dense = source
+    out = run(folder, tmp_path / "out", guided_fields=["category", "attributes"], expert_init=expert_init)
+    model, processor = AutoModel.from_pretrained(out).eval(), AutoProcessor.from_pretrained(out)
+    item = {"title": "red mug", "category": ["Kitchen", "Mugs"], "attributes": {"colour": "red"}}
+    inputs = processor(text=[item, item, "mug"], images=[None, make_image(1), None])
+    got = model(**inputs).embeddings
+    assert inputs.pop("field_ids").unique().tolist() == [0, 1, 2]
+    assert ((got - dense_embeddings(dense, inputs)).norm(dim=-1) <= 1e-5).all()
 
 
 @pytest.mark.parametrize(("kind", "tied"), [(Qwen3VLForConditionalGeneration, True), (Qwen3VLModel, False)])
@@ -130,8 +149,8 @@ def test_an_interrupted_conversion_goes_on_and_ends_in_the_same_bytes(source, tm
     monkeypatch.setattr(module, "save_file", original)
     out = run(source[0], tmp_path / "out", **options)
     assert not (tmp_path / "out.partial").exists()
-    names = {file.name for file in whole.iterdir()}
-    assert {file.name for file in out.iterdir()} == names and INDEX in names and "modeling_moon2.py" in names
+    names, again = ({file.relative_to(made) for file in made.rglob("*") if file.is_file()} for made in (whole, out))
+    assert again == names and {Path(INDEX), Path("modeling_moon2.py"), Path("1_Pooling/config.json")} <= names
     for name in names:
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
     for file, time in times.items():
@@ -212,12 +231,32 @@ def test_no_such_source(tmp_path):
         ({"num_experts_per_tok": 1}, "give 2 to num_experts=4"),
         ({"num_experts_per_tok": 5}, "give 2 to num_experts=4"),
         ({"expert_init": "split", "num_experts": 5}, "give a multiple of num_experts_per_tok=2"),
+        ({"guided_fields": ["title"]}, "give none or some of category, attributes"),
         ({"expert_noise": -1.0}, "expert_noise is 0 or more"),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         run("source", tmp_path / "out", **options)
+
+
+def test_the_result_is_a_repository_that_says_where_it_comes_from(source, tmp_path, mixed_items):
+    folder = copy_of(source[0], tmp_path / "source")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A dense model\n")
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"chat_template": "{{ 'a chat' }}"}))
+    out = run(folder, tmp_path / "out", base_model="Qwen/Qwen3-VL-2B-Instruct", expert_init="split")
+    check_folder(out)
+    card = ModelCard.load(out / "README.md")
+    assert (card.data.base_model, card.data.license) == ("Qwen/Qwen3-VL-2B-Instruct", "apache-2.0")
+    assert "Converted, not trained" in card.text and str(tmp_path) not in card.content
+    assert AutoProcessor.from_pretrained(out).chat_template == CHAT_TEMPLATE
+
+    processor = AutoProcessor.from_pretrained(out)
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(out).eval()(**processor(text=["red mug", "navy"])).embeddings
+    vectors = SentenceTransformer(str(out), trust_remote_code=True, device="cpu").encode(["red mug", "navy"])
+    assert abs(vectors - expected.numpy()).max() < 1e-5
 
 
 def test_the_command_takes_source_and_out(source, tmp_path, capsys):

@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import ModelCard, constants
+
+from moon2_training.cli import main
+from moon2_training.model_card import write_model_card
+
+CODE = {"configuration_moon2.py", "modeling_moon2.py", "processing_moon2.py"}
+REST = {"config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+        "modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "README.md", "results.json",
+        "searches.png"}  # fmt: skip
+LEFT_AT_HOME = ["training_args.bin", "optimizer.pt", "rng_state.pth", "old.pkl", "trainer_state.json",
+                "evaluation.json", "events.out.tfevents.1", "model-00001.partial", ".env.json",
+                "checkpoint-2/model.safetensors", "checkpoint-2/config.json", "data [1]/rows.json"]  # fmt: skip
+
+
+class Hub(ThreadingHTTPServer):
+    """What huggingface_hub asks of the Hub when it creates a repository and uploads a folder."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.repos: dict[str, dict[str, dict[str, bytes]]] = {}  # repository, branch, path
+        self.private: dict[str, bool] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        self.committed: list[list[dict]] = []
+        self.tokens: set[str | None] = set()
+        self.lfs = True
+        self.refusal: int | None = None
+        self.card_errors: list[str] = []
+
+    def files(self, repo: str, branch: str = "main") -> set[str]:
+        return set(self.repos[repo][branch]) - {".gitattributes"}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_) -> None:
+        pass
+
+    def answer(self, content, status: int = 200) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
+    def handle_any(self) -> None:
+        body, path = self.body(), unquote(urlsplit(self.path).path)
+        self.server.asked.append(f"{self.command} {path}")
+        if path.startswith(("/api/repos", "/api/models")):
+            self.server.tokens.add(self.headers.get("Authorization"))
+        if self.server.refusal:
+            return self.answer({"error": "refused"}, self.server.refusal)
+        for pattern, method in ROUTES.items():
+            if found := re.fullmatch(pattern, f"{self.command} {path}"):
+                return getattr(self, method)(body, *found.groups())
+        return self.answer({"error": "no such page"}, 404)
+
+    do_GET = do_POST = do_PUT = handle_any
+
+    def create(self, body: bytes) -> None:
+        asked = json.loads(body)
+        repo = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
+        is_new = repo not in self.server.repos
+        if is_new:
+            self.server.repos[repo] = {"main": {".gitattributes": b""}}
+            self.server.private[repo] = asked.get("visibility") == "private" or asked.get("private") is True
+        self.answer({"url": f"{self.server.url}/{repo}"}, 200 if is_new else 409)
+
+    def info(self, body: bytes, repo: str) -> None:
+        self.answer({"id": repo, "private": self.server.private[repo], "sha": "0" * 40})
+
+    def branch(self, body: bytes, repo: str, branch: str) -> None:
+        self.server.repos[repo][branch] = dict(self.server.repos[repo]["main"])
+        self.answer({})
+
+    def tree(self, body: bytes, repo: str, branch: str) -> None:
+        files = self.server.repos[repo][branch]
+        self.answer([{"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40} for path in files])
+
+    def validate(self, body: bytes) -> None:
+        errors = [{"message": message} for message in self.server.card_errors]
+        self.answer({"errors": errors, "warnings": []}, 400 if errors else 200)
+
+    def preupload(self, body: bytes, repo: str, branch: str) -> None:
+        there, files = self.server.repos[repo][branch], []
+        for path in (file["path"] for file in json.loads(body)["files"]):
+            lfs = self.server.lfs and path.endswith(".safetensors")
+            oid = there.get(path) and (sha256(there[path]) if lfs else git_hash(there[path]))
+            files.append({"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid})
+        self.answer({"files": files})
+
+    def batch(self, body: bytes, repo: str) -> None:
+        objects = [
+            {**asked, "actions": {"upload": {"href": f"{self.server.url}/lfs/{asked['oid']}", "header": {}}}}
+            for asked in json.loads(body)["objects"]
+        ]
+        self.answer({"transfer": "basic", "objects": objects})
+
+    def upload(self, body: bytes, oid: str) -> None:
+        self.server.blobs[oid] = body
+        self.answer({})
+
+    def commit(self, body: bytes, repo: str, branch: str) -> None:
+        steps = [json.loads(line) for line in body.splitlines()]
+        self.server.committed.append(steps)
+        files = self.server.repos[repo][branch]
+        for step in steps:
+            value = step["value"]
+            if step["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif step["key"] == "lfsFile":
+                files[value["path"]] = self.server.blobs[value["oid"]]
+            elif step["key"] == "deletedFile":
+                del files[value["path"]]
+        self.answer({"commitUrl": f"{self.server.url}/{repo}/commit/{'0' * 40}", "commitOid": "0" * 40})
+
+
+ROUTES = {
+    "POST /api/repos/create": "create",
+    "POST /api/validate-yaml": "validate",
+    r"GET /api/models/([^/]+/[^/]+)(?:/revision/\w+)?": "info",
+    "POST /api/models/([^/]+/[^/]+)/branch/(.+)": "branch",
+    "GET /api/models/([^/]+/[^/]+)/tree/(.+)": "tree",
+    "POST /api/models/([^/]+/[^/]+)/preupload/(.+)": "preupload",
+    "POST /([^/]+/[^/]+).git/info/lfs/objects/batch": "batch",
+    "PUT /lfs/(.+)": "upload",
+    "POST /api/models/([^/]+/[^/]+)/commit/(.+)": "commit",
+}
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def git_hash(content: bytes) -> str:
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = Hub()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_fake")
+    monkeypatch.delenv("MOON2_TRACEBACK", raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def save(tiny, folder: Path, **options) -> None:
+    """A whole model folder, and beside it what training leaves there."""
+    model, processor = tiny
+    model.save_pretrained(folder, **options)
+    processor.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "Transformer"},
+               {"idx": 1, "name": "1", "path": "1_Pooling", "type": "Pooling"}]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(modules))
+    for name in ("1_Pooling/config.json", "sentence_bert_config.json", "results.json", "searches.png", *LEFT_AT_HOME):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+
+
+@pytest.fixture(scope="module")
+def saved(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "whole"
+    save(tiny, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved_in_shards(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "shards"
+    save(tiny, folder, max_shard_size="200KB")
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> Path:
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+@pytest.fixture
+def shards(saved_in_shards, tmp_path) -> Path:
+    return shutil.copytree(saved_in_shards, tmp_path / "model-in-shards")
+
+
+@pytest.mark.parametrize("lfs", [True, False], ids=["lfs", "streamed"])
+def test_a_push_carries_the_model_and_nothing_else(lfs, hub, folder, monkeypatch, capsys):
+    hub.lfs = lfs
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", lfs)
+    assert main(["push", str(folder), "me/encoder", "--commit_message", "First weights"]) == 0
+    assert capsys.readouterr().out == f"{hub.url}/me/encoder\n"
+    assert hub.files("me/encoder") == CODE | REST | {"model.safetensors"}
+    assert not hub.files("me/encoder") & set(LEFT_AT_HOME)
+    pushed = hub.repos["me/encoder"]["main"]
+    assert all(pushed[name] == (folder / name).read_bytes() for name in hub.files("me/encoder"))
+    assert not hub.private["me/encoder"]
+    assert hub.tokens == {"Bearer hf_fake"}
+    assert hub.committed[0][0]["value"]["summary"] == "First weights"
+    assert ModelCard(pushed["README.md"].decode()).data.library_name == "sentence-transformers"
+
+
+def test_a_second_push_sends_what_changed_and_removes_old_weights(hub, folder, shards):
+    assert main(["push", str(folder), "me/encoder"]) == 0
+    assert main(["push", str(shards), "me/encoder"]) == 0
+    weights = {path.name for path in shards.glob("model*.safetensors*")}
+    assert hub.files("me/encoder") == CODE | REST | weights
+    assert {step["value"]["path"] for step in hub.committed[1][1:]} >= weights | {"model.safetensors"}
+    assert "config.json" not in {step["value"]["path"] for step in hub.committed[1][1:]}
+    assert main(["push", str(shards), "me/encoder"]) == 0
+    assert len(hub.committed) == 2
+
+
+def test_the_card_names_the_repository_with_its_owner(hub, folder):
+    assert main(["push", str(folder), "encoder"]) == 0
+    assert b'from_pretrained("somebody/encoder"' in hub.repos["somebody/encoder"]["main"]["README.md"]
+
+
+def test_an_edited_card_is_pushed_as_it_is_written(hub, folder):
+    card = write_model_card(folder)
+    card.write_text(card.read_text().replace("## Limits", "## What it cannot do"))
+    assert main(["push", str(folder), "me/encoder"]) == 0
+    assert b"## What it cannot do" in hub.repos["me/encoder"]["main"]["README.md"]
+
+
+def test_private(hub, folder, capsys):
+    assert main(["push", str(folder), "me/secret", "--private"]) == 0
+    assert hub.private["me/secret"] and hub.files("me/secret")
+    hub.private["me/secret"] = False
+    hub.repos["me/secret"] = {"main": {}}
+    assert main(["push", str(folder), "me/secret", "--private"]) == 1
+    assert "me/secret is there and public; make it private" in capsys.readouterr().err
+    assert not hub.files("me/secret")
+
+
+def test_revision(hub, folder, capsys):
+    assert main(["push", str(folder), "me/encoder", "--revision", "v1/small"]) == 0
+    assert capsys.readouterr().out == f"{hub.url}/me/encoder/tree/v1/small\n"
+    assert hub.files("me/encoder", "v1/small") >= CODE and not hub.files("me/encoder")
+
+
+def drop_auto_map(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def rename_in_index(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("temperature.weight", "temperature.other"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGES = {
+    "code": (lambda f: (f / "processing_moon2.py").unlink(), "lacks processing_moon2.py; `moon2 train`"),
+    "files": (
+        lambda f: [(f / n).unlink() for n in ("modules.json", "tokenizer.json")],
+        "tokenizer.json, modules.json",
+    ),
+    "auto_map": (drop_auto_map, "config.json: no AutoConfig and AutoModel in auto_map"),
+    "pooling": (lambda f: (f / "1_Pooling" / "config.json").unlink(), "lacks 1_Pooling/config.json;"),
+    "modules": (lambda f: (f / "modules.json").write_text("["), "modules.json: no readable JSON"),
+    "header": (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "README.md: its header cannot be read"),
+    "index": (lambda f: (f / "model.safetensors.index.json").unlink(), "lacks model.safetensors;"),
+    "shard": (lambda f: next(f.glob("model-00001*")).unlink(), "lacks model-00001-of-"),
+    "cut": (lambda f: cut(next(f.glob("model-00002*"))), "damaged ("),
+    "tensor": (rename_in_index, "lacks temperature.other, which model.safetensors.index.json puts there"),
+    "all": (shutil.rmtree, "no such folder"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_folder_that_is_not_whole_is_refused_before_anything_is_sent(kind, hub, shards, capsys):
+    damage, message = DAMAGES[kind]
+    damage(shards)
+    assert main(["push", str(shards), "me/encoder"]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not hub.asked
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "me/encoder: the Hub does not know the token; log in with `hf auth login` (401)"),
+        (403, "me/encoder: the token may not write there; log in with one that may (`hf auth login`), or "),
+        (404, "me/encoder: not found; check owner and revision"),
+        (418, "(418)"),
+    ],
+)
+def test_a_refusal_is_one_line_that_says_the_way_out(status, message, hub, folder, capsys):
+    hub.refusal = status
+    assert main(["push", str(folder), "me/encoder"]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_header_that_the_hub_does_not_take_is_said_in_one_line(hub, folder, capsys):
+    hub.card_errors = ['"license" must be one of', '"language" must be']
+    assert main(["push", str(folder), "me/encoder"]) == 1
+    error = capsys.readouterr().err
+    assert 'README.md. - "license" must be one of - "language" must be' in error and error.count("\n") == 1
+
+
+def test_no_token_no_name_no_hub(hub, folder, tmp_path, monkeypatch, capsys):
+    def error_of(repo: str = "me/encoder") -> str:
+        assert main(["push", str(folder), repo]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    assert "--repo=me/en/coder is no name of a repository" in error_of("me/en/coder")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    assert "http://127.0.0.1:9 cannot be reached" in error_of()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in error_of()
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert "log in with `hf auth login`" in error_of()
+    assert not hub.asked

@@ -1,0 +1,306 @@
+"""The model card: README.md of a model repository, written from what lies in its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_local_safetensors_metadata
+from huggingface_hub.errors import HFValidationError, NotASafetensorsRepoError, SafetensorsParsingError
+from huggingface_hub.utils import validate_repo_id
+
+from modeling_moon2 import Moon2Config
+
+from .evaluate import INPUTS
+from .hub_folder import PROVENANCE
+
+CARD = "README.md"
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+MARKER = "<!-- moon2 card "  # followed by the digest of all that stands above: a card that differs was edited
+METRICS = {"recall@1": "Recall@1", "recall@10": "Recall@10", "mrr": "MRR"}
+TASK_GROUPS = {"classification": "Product classification", "attributes": "Attribute prediction"}
+TAGS = ["moon2", "transformers", "sentence-transformers", "feature-extraction", "sentence-similarity",
+        "product-search", "e-commerce", "multimodal", "custom_code"]  # fmt: skip
+
+
+def write_model_card(folder: str | os.PathLike, model_id: str | None = None) -> Path:
+    """Write README.md of a saved model, or bring it up to date.
+
+    Read from the folder: config.json, the headers of the weights, the newer of evaluation.json and results.json for
+    the scores, results.json for the training, and provenance.json for the rest. A card that a person wrote or edited
+    keeps its text and what its header says; entries that the header lacks are added, and scores brought up to date.
+
+    Args:
+        folder: of the model.
+        model_id: what the card calls the model, `OWNER/NAME` on the Hub; the folder's name if not given.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: a file of the folder cannot be read.
+
+    Example:
+        >>> write_model_card("runs/mine", "me/product-encoder")
+        PosixPath('runs/mine/README.md')
+    """
+    folder = Path(folder)
+    path = folder / CARD
+    card = model_card(folder, model_id)
+    if path.is_file() and not _is_generated(path):
+        content = str(_with_metadata(path, card.data))
+    else:
+        content = f"{card}\n"
+        content += f"{MARKER}{_digest(content)} -->\n"
+    part = path.with_name(f".{CARD}.part")
+    part.write_bytes(content.encode())  # as bytes, so that the line ends of an edited card stay as they are
+    part.replace(path)
+    return path
+
+
+def model_card(folder: Path, model_id: str | None = None) -> ModelCard:
+    """Compose the card of a saved model; see `write_model_card`."""
+    model_id = _without_path(model_id or folder.resolve().name)
+    provenance = _read(folder / PROVENANCE)
+    training = _read(folder / "results.json").get("training")
+    scores = _scores(folder)
+    evaluated_on = _data_name(scores)
+    config = _config(folder)
+    base_model, base_license = provenance.get("base_model"), provenance.get("base_license")
+    datasets = provenance.get("datasets") or []
+    eval_results = list(_eval_results(scores, evaluated_on))
+    data = ModelCardData(
+        library_name="sentence-transformers",
+        # The Hub has no tag for multimodal retrieval: visual-document-retrieval is of pages, sentence-similarity of
+        # texts. Features are what AutoModel and SentenceTransformer both give.
+        pipeline_tag="feature-extraction",
+        tags=[*TAGS, "mixture-of-experts"] if config.text_config.num_experts else TAGS,
+        license=base_license,
+        base_model=_hub_id(base_model),
+        datasets=[hub_id for name in datasets if (hub_id := _hub_id(name))] or None,
+        model_name=model_id.rpartition("/")[2] if eval_results else None,
+        eval_results=eval_results or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        model_id=model_id,
+        title=_plain(model_id),
+        width=config.text_config.hidden_size,
+        mixture=config.text_config.num_experts > 0,
+        base=base_model and _plain(_without_path(base_model)),
+        converted=provenance.get("conversion") is not None,
+        trained=training is not None or provenance.get("training") is not None,
+        architecture=_architecture_table(folder, config),
+        scores=scores,
+        evaluated_on=_plain(evaluated_on),
+        retrieval=scores and _retrieval_table(scores["retrieval"]),
+        label_tasks={
+            title: _label_table(group, tasks)
+            for group, title in TASK_GROUPS.items()
+            if (tasks := scores.get(group, {}).get("tasks"))
+        },
+        training=training,
+        arguments={
+            of: _table(("argument", "value"), [(_plain(key), _plain(_shown(value))) for key, value in given.items()])
+            for of in ("conversion", "training")
+            if (given := provenance.get(of))
+        },
+        datasets=", ".join(_plain(_hub_id(name) or _base_name(name)) for name in datasets),
+        license_text=base_license and _plain(base_license),
+    )
+
+
+def _config(folder: Path) -> Moon2Config:
+    try:
+        return Moon2Config.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no readable config.json ({error}); give the folder of a saved model") from error
+
+
+def _architecture_table(folder: Path, config: Moon2Config) -> str:
+    """The shape, and the parameters as counted in the headers of the weights."""
+    try:
+        weights = get_local_safetensors_metadata(folder)
+    except (NotASafetensorsRepoError, SafetensorsParsingError, OSError) as error:
+        raise ValueError(f"{folder}: no readable weights ({error}); save the model again") from error
+    language, vision = config.text_config, config.vision_config
+    tensors = [item for file in weights.files_metadata.values() for item in file.tensors.items()]
+    total = sum(tensor.parameter_count for _, tensor in tensors)
+    experts = [tensor for name, tensor in tensors if ".mlp.experts." in name]  # stacked: (Z, …) or more
+    size = sum((folder / file).stat().st_size for file in weights.files_metadata)
+    rows = [
+        ("Embedding", f"{language.hidden_size:,} dimensions: mean over all tokens, L2-normalised"),
+        (
+            "Language model",
+            f"depth {language.num_hidden_layers}, width {language.hidden_size:,}, "
+            f"{language.num_attention_heads} heads, vocabulary {language.vocab_size:,}",
+        ),
+        ("Vision tower", f"depth {vision.depth}, width {vision.hidden_size:,}, patch {vision.patch_size} pixels"),
+        ("Experts", "none: dense MLPs"),
+        ("Parameters", f"{total:,}"),
+        ("Weights", f"{', '.join(sorted(weights.parameter_count))}, {size / 1e6:,.1f} MB"),
+    ]
+    if experts:
+        z, k, layers = language.num_experts, language.num_experts_per_tok, range(language.num_hidden_layers)
+        mixtures = [str(layer) for layer in layers if language.is_moe_layer(layer)]
+        where = "every layer" if len(mixtures) == len(layers) else f"layers {', '.join(mixtures)}"
+        guided = experts[0].shape[0] - z
+        own = f"; guided fields have {guided} more" if guided else ""
+        width = f"width {language.moe_intermediate_size:,}"
+        rows[3] = ("Experts", f"Z = {z} in {where}, {width}; a token visits k = {k}{own}")
+        active = total - sum(tensor.parameter_count * (tensor.shape[0] - k) // tensor.shape[0] for tensor in experts)
+        rows.insert(5, ("Active per token", f"{active:,}: all but the experts that the token does not visit"))
+    return _table(("", ""), rows)
+
+
+def _retrieval_table(retrieval: dict) -> str:
+    rows = []
+    for result in retrieval.values():
+        cells = ["–"] * (1 + len(METRICS))
+        if "skipped" not in result:
+            scores = [[_percent(result[metric][part]) for part in ("value", "low", "high")] for metric in METRICS]
+            cells = ["{} ({}–{})".format(*score) for score in scores] + [_percent(result["chance_recall@10"])]
+        rows.append((result["name"], f"{result['queries']:,}", f"{result['candidates']:,}", *cells))
+    return _table(("query → product", "queries", "products", *METRICS.values(), "Recall@10 by chance"), rows)
+
+
+def _label_table(group: str, tasks: dict) -> str:
+    rows = [
+        (_plain(_task_name(group, name)), f"{task['labels']:,}", of.replace("_", " and "), f"{task[of]['products']:,}")
+        + tuple(_percent(task[of][metric]) for metric in ("accuracy", "f1", "majority_accuracy"))
+        for name, task in tasks.items()
+        for of in INPUTS
+        if task[of]
+    ]
+    return _table(("of", "labels", "from", "products", "accuracy", "macro F1", "commonest label"), rows)
+
+
+def _scores(folder: Path) -> dict:
+    """The newer of both evaluations: after another training, the older one is of weights that are gone."""
+    files = [file for name in ("evaluation.json", "results.json") if (file := folder / name).is_file()]
+    newest = _read(max(files, key=lambda file: file.stat().st_mtime_ns)) if files else {}
+    return newest if "retrieval" in newest else {}
+
+
+def _data_name(scores: dict) -> str:
+    given = [scores[table] for table in ("products", "queries") if table in scores]
+    names = [_base_name(path) for paths in given for path in ([paths] if isinstance(paths, str) else paths)]
+    return " and ".join(dict.fromkeys(filter(None, names))) or "the evaluation set of the training"
+
+
+def _eval_results(scores: dict, evaluated_on: str) -> Iterator[EvalResult]:
+    """Entries of the model-index: one task for every direction, and for the richest input of every label task."""
+    data = {"dataset_type": "unknown", "dataset_name": evaluated_on}  # the type would be linked as an id on the Hub
+    for key, result in scores.get("retrieval", {}).items():
+        for metric, name in METRICS.items():
+            if metric in result:
+                yield EvalResult(
+                    task_type="information-retrieval",
+                    task_name=f"Retrieval {result['name']}",
+                    **data,
+                    dataset_config=key,
+                    metric_type=metric,
+                    metric_name=name,
+                    metric_value=round(result[metric]["value"], 4),
+                )
+    for group, title in TASK_GROUPS.items():
+        for key, result in scores.get(group, {}).get("tasks", {}).items():
+            richest = next((of for of in INPUTS if result[of]), None)
+            for metric, name in (("accuracy", "Accuracy"), ("f1", "Macro F1")) if richest else ():
+                yield EvalResult(
+                    task_type="zero-shot-classification",
+                    task_name=f"{title}: {_task_name(group, key)} from {richest.replace('_', ' and ')}",
+                    **data,
+                    dataset_config=f"{group}/{key}",
+                    metric_type=metric,
+                    metric_name=name,
+                    metric_value=round(result[richest][metric], 4),
+                )
+
+
+def _with_metadata(path: Path, ours: ModelCardData) -> ModelCard:
+    """An edited card, with the entries that its header lacks, and our scores instead of its own of the same tasks."""
+    try:
+        card = ModelCard.load(path)
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: its header cannot be read ({reason}); mend or remove it") from error
+    scores = ours.eval_results or []
+    # The model-index would join scores of one identifier into one entry, under the first one's name of the data.
+    replaced = {score.unique_identifier for score in scores}
+    kept = [score for score in card.data.eval_results or [] if score.unique_identifier not in replaced]
+    for key in ours.__dict__:
+        if card.data.get(key) is None:
+            card.data[key] = ours[key]
+    card.data.eval_results = kept + scores or None
+    return card
+
+
+def _is_generated(path: Path) -> bool:
+    content, _, digest = path.read_text(encoding="utf-8").rpartition(MARKER)
+    return digest == f"{_digest(content)} -->\n"
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no readable JSON ({error}); remove it or write it again") from error
+
+
+def _hub_id(name: str | None) -> str | None:
+    """The name if it is OWNER/NAME on the Hub; a folder or a file has no place in the header."""
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return None
+    return name if name.count("/") == 1 and not name.endswith(".parquet") else None
+
+
+def _base_name(path: str) -> str:
+    return PureWindowsPath(path).name.removesuffix(".parquet")  # knows the separators of every system
+
+
+def _without_path(value: str) -> str:
+    """The value, or its last part if it is a place on somebody's machine."""
+    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    return _base_name(value) if absolute or value.startswith(("~", "file:")) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_shown(of_key)}" for key, of_key in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return _without_path(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, also within a table."""
+    return re.sub(r"[\\`*{}\[\]<>|~]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", " ".join(text.split()))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _task_name(group: str, name: str) -> str:
+    return f"category {name.replace('_', ' ')}" if group == "classification" else name
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
