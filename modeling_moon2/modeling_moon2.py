@@ -72,6 +72,7 @@ class Moon2Output(ModelOutput):
     router_logits: per mixture layer (B, L, Z), W_g h in float32, before the softmax.
     expert_weights: per mixture layer (B, L, Z), G̃: the chosen experts' weights, zero for the others and for tokens
         that go to a guided field's experts.
+    alignment_logits: per mixture layer (Z, M), W*.
     hidden_states, attentions: as everywhere in transformers, on request.
     """
 
@@ -79,6 +80,7 @@ class Moon2Output(ModelOutput):
     embeddings: torch.FloatTensor | None = None
     router_logits: tuple[torch.FloatTensor, ...] | None = None
     expert_weights: tuple[torch.FloatTensor, ...] | None = None
+    alignment_logits: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -92,6 +94,8 @@ class Moon2ViewsOutput(ModelOutput):
     routing: [`Moon2Routing`], None for a dense model.
     alignment_logits (layers, Z, M): W* of every mixture layer, None for a dense model.
     temperatures (2,): ε (inter-product) and ε̃ (intra-product).
+    expert_choices: on request, for the pass over images and text and the pass over text, (layers, B, L, Z) bool: the
+        experts that the gate chose.
     """
 
     text_embeddings: torch.FloatTensor | None = None
@@ -102,6 +106,7 @@ class Moon2ViewsOutput(ModelOutput):
     routing: Moon2Routing | None = None
     alignment_logits: torch.FloatTensor | None = None
     temperatures: torch.FloatTensor | None = None
+    expert_choices: tuple[torch.BoolTensor, torch.BoolTensor] | None = None
 
 
 def mean_pool(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -196,6 +201,7 @@ class Moon2TopKGate(nn.Module):
     """G = softmax(W_g h) over Z experts, in float32; the k largest are chosen and, for k >= 2, renormalised to G̃.
 
     Guided MoE (MOON): the token of a guided field passes by the gate, to all k experts of its field in equal parts.
+    Choices made before can be given again: close decisions could fall otherwise in a second pass over the same input.
     """
 
     def __init__(self, config: Moon2TextConfig):
@@ -206,12 +212,17 @@ class Moon2TopKGate(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
 
     def forward(
-        self, hidden_states: torch.Tensor, field_ids: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor,
+        field_ids: torch.Tensor | None = None,
+        choices: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Route hidden_states (T, D), field_ids (T,): logits (T, Z), weights (T, k), expert index (T, k)."""
+        """Route hidden_states (T, D), field_ids (T,), choices (T, Z): logits (T, Z), weights, expert index (T, k)."""
         with torch.autocast(hidden_states.device.type, enabled=False):  # bfloat16 would round away close decisions
             logits = F.linear(hidden_states.float(), self.weight.float())
-        weights, index = logits.softmax(-1).topk(self.num_experts_per_tok, dim=-1)
+        probs = logits.softmax(-1)
+        index = (probs if choices is None else choices + probs.detach()).topk(self.num_experts_per_tok, dim=-1).indices
+        weights = probs.gather(-1, index)
         if self.num_experts_per_tok > 1:
             weights = weights / weights.sum(-1, keepdim=True)
         if field_ids is not None:
@@ -234,8 +245,8 @@ class Moon2DualAlignment(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_experts, len(config.alignment_objectives)))
 
     def forward(self) -> torch.Tensor:
-        """W* (Z, M)."""
-        return self.weight
+        """W* (Z, M); a copy, for sharded wrappers take the weight itself away when a layer is done."""
+        return self.weight.clone()
 
 
 class Moon2SparseMoeBlock(nn.Module):
@@ -249,16 +260,28 @@ class Moon2SparseMoeBlock(nn.Module):
         self.dual_alignment = Moon2DualAlignment(config)
 
     def forward(
-        self, hidden_states: torch.Tensor, field_ids: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mix experts for hidden_states (B, L, D), field_ids (B, L): output (B, L, D), gate logits, G̃ (B, L, Z)."""
+        self,
+        hidden_states: torch.Tensor,
+        field_ids: torch.Tensor | None = None,
+        choices: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mix experts for hidden_states (B, L, D), field_ids (B, L), choices (B, L, Z).
+
+        Returns:
+            Output (B, L, D), gate logits (B, L, Z), G̃ (B, L, Z), W* (Z, M).
+        """
         tokens = hidden_states.flatten(0, 1)  # (T, D)
-        logits, weights, index = self.gate(tokens, None if field_ids is None else field_ids.flatten())
+        logits, weights, index = self.gate(
+            tokens,
+            None if field_ids is None else field_ids.flatten(),
+            None if choices is None else choices.flatten(0, 1),
+        )
         output = self.experts(tokens, index, weights)
         gates = logits.new_zeros(len(tokens), self.num_experts).scatter(-1, index, weights)
         gates = gates[:, : logits.shape[-1]]  # (T, Z)
         shape = hidden_states.shape[:2]
-        return output.view_as(hidden_states), logits.unflatten(0, shape), gates.unflatten(0, shape)
+        routing = logits.unflatten(0, shape), gates.unflatten(0, shape), self.dual_alignment()
+        return output.view_as(hidden_states), *routing
 
 
 class Moon2DecoderLayer(GradientCheckpointingLayer):
@@ -272,17 +295,21 @@ class Moon2DecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
-        self, hidden_states: torch.Tensor, field_ids: torch.Tensor | None = None, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Hidden states (B, L, D), gate logits and G̃ (B, L, Z); the last two are None for a dense layer."""
+        self,
+        hidden_states: torch.Tensor,
+        field_ids: torch.Tensor | None = None,
+        choices: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Hidden states (B, L, D), gate logits and G̃ (B, L, Z), W* (Z, M); the last three are None if dense."""
         attention_output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + attention_output
         mlp_input = self.post_attention_layernorm(hidden_states)
         if isinstance(self.mlp, Moon2SparseMoeBlock):
-            mlp_output, router_logits, expert_weights = self.mlp(mlp_input, field_ids)
+            mlp_output, *routing = self.mlp(mlp_input, field_ids, choices)
         else:
-            mlp_output, router_logits, expert_weights = self.mlp(mlp_input), None, None
-        return hidden_states + mlp_output, router_logits, expert_weights
+            mlp_output, routing = self.mlp(mlp_input), (None, None, None)
+        return hidden_states + mlp_output, *routing
 
 
 class Moon2Temperature(nn.Module):
@@ -442,6 +469,7 @@ class Moon2TextModel(Moon2PreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         deepstack_visual_embeds: list[torch.FloatTensor] | None = None,
         field_ids: torch.Tensor | None = None,
+        expert_choices: torch.Tensor | None = None,
         **kwargs,
     ) -> Moon2Output:
         """Run the layers.
@@ -452,6 +480,7 @@ class Moon2TextModel(Moon2PreTrainedModel):
             position_ids (3, B, L): positions in time, height, width; counted from `attention_mask` if absent.
             deepstack_visual_embeds: per early layer (B, L, D), added to its output; zero off the image tokens.
             field_ids (B, L): which field of GUIDED_FIELDS a token belongs to, from 1; 0 for all other tokens.
+            expert_choices (mixture layers, B, L, Z): the k experts that each token shall visit, chosen before.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -466,24 +495,26 @@ class Moon2TextModel(Moon2PreTrainedModel):
         )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
 
-        hidden_states, router_logits, expert_weights = inputs_embeds, [], []
+        hidden_states, routing = inputs_embeds, []  # routing: per mixture layer, what it returns beside the states
         for i, layer in enumerate(self.layers):
-            hidden_states, logits, weights = layer(
+            hidden_states, *layer_routing = layer(
                 hidden_states,
                 field_ids=field_ids,
+                choices=None if expert_choices is None else expert_choices[len(routing)],
                 attention_mask=causal_mask,
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
-            if logits is not None:
-                router_logits.append(logits)
-                expert_weights.append(weights)
+            if self.config.is_moe_layer(i):
+                routing.append(layer_routing)
             if deepstack_visual_embeds is not None and i < len(deepstack_visual_embeds):
                 hidden_states = hidden_states + deepstack_visual_embeds[i]
+        router_logits, expert_weights, alignment_logits = zip(*routing, strict=True) if routing else (None, None, None)
         return Moon2Output(
             last_hidden_state=self.norm(hidden_states),
-            router_logits=tuple(router_logits) or None,
-            expert_weights=tuple(expert_weights) or None,
+            router_logits=router_logits,
+            expert_weights=expert_weights,
+            alignment_logits=alignment_logits,
         )
 
 
@@ -536,6 +567,7 @@ class Moon2Model(Moon2PreTrainedModel):
         mm_token_type_ids: torch.IntTensor | None = None,
         field_ids: torch.Tensor | None = None,
         image_layout: dict | None = None,
+        expert_choices: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         return_views: bool = False,
         **kwargs,
     ) -> Moon2Output | Moon2ViewsOutput:
@@ -552,6 +584,7 @@ class Moon2Model(Moon2PreTrainedModel):
             field_ids (B, L): tokens of the fields in GUIDED_FIELDS, counted from 1, and 0 for all others. Without
                 them, as for queries, every token is routed by the gate.
             image_layout: `model.visual.layout(image_grid_thw)`, if it was made ahead of time.
+            expert_choices (mixture layers, B, L, Z): the k experts that each token shall visit, chosen before.
             return_views: return [`~Moon2Model.encode_views`]'s output; the way in for wrappers such as DDP.
         """
         if return_views:
@@ -562,6 +595,7 @@ class Moon2Model(Moon2PreTrainedModel):
                 image_grid_thw,
                 field_ids=field_ids,
                 image_layout=image_layout,
+                expert_choices=expert_choices,
                 **kwargs,
             )
         if (input_ids is None) == (inputs_embeds is None):
@@ -590,6 +624,8 @@ class Moon2Model(Moon2PreTrainedModel):
                 torch.zeros_like(inputs_embeds).masked_scatter(scatter_mask, feature.to(inputs_embeds.dtype))
                 for feature in images.deepstack_features
             ]
+        elif self.training:
+            inputs_embeds = inputs_embeds + self._no_image()
         if position_ids is None:
             position_ids = multimodal_position_ids(
                 attention_mask, image_tokens, image_grid_thw, self.config.vision_config.spatial_merge_size
@@ -600,11 +636,24 @@ class Moon2Model(Moon2PreTrainedModel):
             position_ids=position_ids,
             deepstack_visual_embeds=deepstack_visual_embeds,
             field_ids=field_ids,
+            expert_choices=expert_choices,
             return_dict=True,
             **kwargs,
         )
         output.embeddings = mean_pool(output.last_hidden_state, attention_mask)
         return output
+
+    def _no_image(self) -> torch.Tensor:
+        """0, from an empty image: so a batch of texts visits the vision tower too. Processes that train together must
+        do so in step.
+        """
+        vision = self.config.vision_config
+        size = vision.spatial_merge_size
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.zeros(size * size, width, device=self.visual.device)
+        grid = torch.tensor([[1, size, size]], device=self.visual.device)
+        images = self.get_image_features(pixels, grid, return_dict=True)
+        return 0 * sum(features.sum() for features in (images.pooler_output, *images.deepstack_features))
 
     def encode_views(
         self,
@@ -615,6 +664,8 @@ class Moon2Model(Moon2PreTrainedModel):
         mm_token_type_ids: torch.IntTensor | None = None,
         field_ids: torch.Tensor | None = None,
         image_layout: dict | None = None,
+        expert_choices: tuple[torch.Tensor, torch.Tensor] | None = None,
+        return_expert_choices: bool = False,
         max_text_length: int | None = None,
         **kwargs,
     ) -> Moon2ViewsOutput:
@@ -628,6 +679,8 @@ class Moon2Model(Moon2PreTrainedModel):
         Args:
             input_ids, attention_mask, pixel_values, image_grid_thw, field_ids, image_layout: as in `forward`; images
                 before text in each row.
+            expert_choices: those of an earlier output, to send every token to the same experts again.
+            return_expert_choices: put them into the output.
             max_text_length: number of text tokens of the longest text. Given by the collator it saves the GPU one
                 host sync; otherwise it is read from the batch.
         """
@@ -640,6 +693,7 @@ class Moon2Model(Moon2PreTrainedModel):
         has_text, has_image = text_part.any(-1), image_part.any(-1)
         both = (has_text & has_image).unsqueeze(-1)
 
+        joint_choices, text_choices = (None, None) if expert_choices is None else expert_choices
         joint = self.forward(
             input_ids,
             attention_mask,
@@ -647,12 +701,16 @@ class Moon2Model(Moon2PreTrainedModel):
             image_grid_thw,
             field_ids=field_ids,
             image_layout=image_layout,
+            expert_choices=joint_choices,
             return_dict=True,
             **kwargs,
         )
         text_fields = field_ids
         if pixel_values is None:
             text, text_tokens = joint, text_part
+            if self.training:  # in step with processes that have images, and so a second pass
+                no_text = self.language_model(input_ids=input_ids[:1, :1], return_dict=True).last_hidden_state.sum()
+                joint.embeddings = joint.embeddings + 0 * no_text.float()
         else:
             if max_text_length is None:
                 max_text_length = int(text_part.sum(-1).max())
@@ -665,10 +723,11 @@ class Moon2Model(Moon2PreTrainedModel):
                 # a row without text attends to its first token, which pooling and routing leave out
                 attention_mask=F.pad(text_tokens[:, 1:], (1, 0), value=True).long(),
                 field_ids=text_fields,
+                expert_choices=text_choices,
                 return_dict=True,
                 **kwargs,
             )
-        routing = alignment_logits = None
+        routing = alignment_logits = choices = None
         if joint.router_logits is not None:
             views = (
                 routing_sums(text.router_logits, text.expert_weights, text_tokens),
@@ -676,8 +735,9 @@ class Moon2Model(Moon2PreTrainedModel):
                 routing_sums(joint.router_logits, joint.expert_weights, real & both),
             )
             routing = Moon2Routing(*(torch.stack(sums) for sums in zip(*views, strict=True)))
-            blocks = [layer.mlp for layer in self.language_model.layers if isinstance(layer.mlp, Moon2SparseMoeBlock)]
-            alignment_logits = torch.stack([block.dual_alignment() for block in blocks])
+            alignment_logits = torch.stack(joint.alignment_logits)
+            if return_expert_choices:
+                choices = tuple(torch.stack(output.expert_weights) != 0 for output in (joint, text))
         return Moon2ViewsOutput(
             text_embeddings=mean_pool(text.last_hidden_state, text_tokens),
             image_embeddings=mean_pool(joint.last_hidden_state, image_part),
@@ -687,6 +747,7 @@ class Moon2Model(Moon2PreTrainedModel):
             routing=routing,
             alignment_logits=alignment_logits,
             temperatures=self.temperature(),
+            expert_choices=choices,
         )
 
 

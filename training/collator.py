@@ -20,7 +20,8 @@ class Moon2Collator:
     Returns (of a call):
         What the processor returns for all rows; `max_text_length`, host-side; and the keys of
         [`DualLevelAlignmentLoss`]: `product_keys` and `title_keys` (B or 2B,) of [p, (n)], and `positive_keys` (B, P),
-        every product known to be right for each query, padded with 0.
+        every product known to be right for each query, padded with 0. `unreadable`, if there are any, names the
+        pictures that were left out.
     """
 
     def __init__(self, processor: Moon2Processor) -> None:
@@ -39,8 +40,10 @@ class Moon2Collator:
             image_ends = (batch["input_ids"] == self.processor.vision_end_token_id).long()
             image_part = image_ends.flip(-1).cumsum(-1).clamp(max=1).sum(-1)  # (rows,) tokens up to the last image
             tokens = tokens - image_part
+        unreadable = [name for triplet in triplets for name in triplet.unreadable]
         return {
             **batch,
+            **({"unreadable": unreadable} if unreadable else {}),
             "max_text_length": int(tokens.max()),
             "product_keys": torch.tensor([item.product_key for item in items]),
             "title_keys": torch.tensor([item.title_key for item in items]),

@@ -3,7 +3,8 @@
 Symbols follow the paper: Z experts, M objectives, G the gate's softmax over all experts, G̃ its renormalised weights
 of the chosen experts (0 for the others), W* the dual-alignment matrix, ω_m the weight of objective m, ε and ε̃ the
 temperatures, ρ and ς the coefficients of L_aux and L_sparsity. In shapes, R counts the rows [q, p, (n)] of B triplets,
-N = R − B the items [p, (n)], L the MoE layers, D the embedding size, and 3 stands for VIEWS.
+N = R − B the items [p, (n)], C ≥ N the candidates (the items, perhaps those of other processes, perhaps earlier ones),
+L the MoE layers, D the embedding size, and 3 stands for VIEWS.
 
 Reference: MOON2.0 (Nie et al., CVPR 2026, arXiv 2511.12449).
 """
@@ -19,12 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .filtering import FilterResult, SampleFilter, mean_negative_similarity
+from .gathering import gather_rows, process_rank, sum_over_processes
+
 if TYPE_CHECKING:
     from modeling_moon2 import Moon2Routing, Moon2ViewsOutput
 
+    from .memory_queue import MemoryQueue
+
 VIEWS = ("text", "image", "multimodal")
 OBJECTIVES = ("inter_text", "inter_image", "inter_multimodal", "intra_positive", "intra_negative")
-OBJECTIVE_WEIGHTINGS = ("learned", "uniform")
+OBJECTIVE_WEIGHTINGS = ("learned", "uniform", "balanced")
 
 
 class ItemViews(NamedTuple):
@@ -40,6 +46,17 @@ class ItemViews(NamedTuple):
     @property
     def has_both(self) -> Tensor:
         return self.has_text & self.has_image  # (B,)
+
+
+class Candidates(NamedTuple):
+    """Items that anchors are scored against: the batch's, perhaps of all processes, then perhaps earlier ones."""
+
+    multimodal: Tensor  # (C, D)
+    text: Tensor  # (C, D), zeros where has_text is False
+    has_text: Tensor  # (C,) bool
+    product_keys: Tensor  # (C,) int64
+    title_keys: Tensor  # (C,) int64
+    usable: Tensor  # (C,) bool, False for an empty place of the memory
 
 
 @dataclass
@@ -58,6 +75,8 @@ class DualLevelLossOutput:
         routing_entropy: (3,), entropy in nats of a view's mean gate distribution (G averaged over the view's tokens of
             all rows), taken in each layer, then averaged over layers. log Z means that the view as a whole spreads
             evenly; it does not say how sure single tokens are. None for a dense model.
+        filtering: what the sample filter said; None without one.
+        items: the batch's items, of all processes if they are gathered: what a memory should remember.
     """
 
     loss: Tensor
@@ -69,6 +88,8 @@ class DualLevelLossOutput:
     sparsity_loss: Tensor
     expert_load: Tensor | None
     routing_entropy: Tensor | None
+    filtering: FilterResult | None
+    items: Candidates
 
 
 def _select_rows(outputs: Moon2ViewsOutput, rows: slice) -> ItemViews:
@@ -149,19 +170,22 @@ def masked_info_nce(
     return F.cross_entropy(logits, targets, reduction="none")
 
 
-def inter_product_loss(query_view: Tensor, item_multimodal: Tensor, negatives: Tensor, temperature: Tensor) -> Tensor:
+def inter_product_loss(
+    query_view: Tensor, item_multimodal: Tensor, negatives: Tensor, temperature: Tensor, first_item: int = 0
+) -> Tensor:
     """L^ϑ_inter = −log [ exp(r^ϑ_q·r^mm_p/ε) / ( exp(r^ϑ_q·r^mm_p/ε) + Σ_{N_q} exp(r^ϑ_q·r^mm_n/ε) ) ].
 
     Args:
         query_view: (B, D) r^ϑ_q, one view ϑ of the queries.
-        item_multimodal: (N, D) r^mm of all p, then of all n if there are any; item b is the positive of query b.
-        negatives: (B, N) bool, N_q.
+        item_multimodal: (C, D) r^mm of all p, then of all n if there are any.
+        negatives: (B, C) bool, N_q.
         temperature: scalar ε.
+        first_item: place of the first query's positive; the others follow it.
 
     Returns:
         (B,) losses in nats.
     """
-    targets = torch.arange(len(query_view), device=query_view.device)
+    targets = torch.arange(first_item, first_item + len(query_view), device=query_view.device)
     return masked_info_nce(query_view, item_multimodal, targets, negatives, temperature)
 
 
@@ -175,9 +199,9 @@ def intra_product_loss(
 
     Args:
         image: (B, D) r^i_ϖ, the images of the items of one polarity ϖ.
-        item_text: (N, D) r^t of all p, then of all n if there are any.
+        item_text: (C, D) r^t of all p, then of all n if there are any.
         first_item: where polarity ϖ starts in `item_text`: 0 for p, B for n.
-        negatives: (B, N) bool, the wrong texts.
+        negatives: (B, C) bool, the wrong texts.
         temperature: scalar ε̃.
 
     Returns:
@@ -243,6 +267,11 @@ def _sum_over_tokens(routing: Moon2Routing, views: slice, rows: Tensor) -> tuple
     return gate_sums, (routing.token_counts[views] * rows).sum()
 
 
+def truncate(embeddings: Tensor, dim: int) -> Tensor:
+    """The first `dim` dimensions of embeddings (…, D), normalised again (Matryoshka)."""
+    return embeddings if dim == embeddings.shape[-1] else F.normalize(embeddings[..., :dim], dim=-1)
+
+
 def _mean_distribution(sums: Tensor) -> Tensor:
     """Row sums (3, L, R, Z) to a detached distribution per view and layer (3, L, Z); zeros where no tokens are."""
     totals = sums.detach().sum(dim=2)  # (3, L, Z)
@@ -258,15 +287,24 @@ class DualLevelAlignmentLoss(nn.Module):
     intra_negative is not active at all. W*'s softmax runs over the active objectives, for otherwise its gradient
     could hide weight in objectives that cost nothing.
 
+    A sample filter multiplies all terms of a triplet by its weight, and L_m is divided by the weights' sum. Negatives
+    can also come from other processes (`gather`) and from earlier batches (a memory given to `forward`); the product
+    and the title of a right item are never negatives, wherever they come from.
+
     The module has no parameters: ε, ε̃ and W* come with the model's output. Embeddings and routing sums are expected in
     float32, and nothing waits for the device.
 
     Args:
         objectives: the objectives to train, names from OBJECTIVES.
-        objective_weighting: "learned" for M·ω, "uniform" for 1 each. A dense model has no ω and is always uniform.
+        objective_weighting: "learned" for M·ω, as published; "uniform" for 1 each; "balanced" for M·L_m / Σ L, without
+            gradient, so that what is hardest weighs most. A dense model has no ω and takes uniform for learned.
         objective_floor: share of every learned weight that is kept uniform, 0 to 1.
         aux_coef: ρ.
         sparsity_coef: ς.
+        sample_filter: weighs the triplets; all weigh 1 without one.
+        gather: score against the items of all processes, and take every mean, ω and L_aux over all processes, so that
+            n processes of B / n triplets have the loss and the gradient of one of B. Needs equal rows everywhere.
+        matryoshka_dims: take each L_m as the mean over the embeddings' first d dimensions for these d and over all D.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -281,6 +319,9 @@ class DualLevelAlignmentLoss(nn.Module):
         objective_floor: float = 0.0,
         aux_coef: float = 0.01,
         sparsity_coef: float = 0.01,
+        sample_filter: SampleFilter | None = None,
+        gather: bool = False,
+        matryoshka_dims: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if not objectives or isinstance(objectives, str) or not set(objectives) <= set(OBJECTIVES):
@@ -299,9 +340,19 @@ class DualLevelAlignmentLoss(nn.Module):
         self.objective_floor = objective_floor
         self.aux_coef = aux_coef
         self.sparsity_coef = sparsity_coef
+        self.sample_filter = sample_filter
+        self.gather = gather
+        self.matryoshka_dims = tuple(matryoshka_dims)
 
     def forward(
-        self, outputs: Moon2ViewsOutput, product_keys: Tensor, title_keys: Tensor, positive_keys: Tensor
+        self,
+        outputs: Moon2ViewsOutput,
+        product_keys: Tensor,
+        title_keys: Tensor,
+        positive_keys: Tensor,
+        progress: float = 0.0,
+        memory: MemoryQueue | None = None,
+        step: int = 0,
     ) -> DualLevelLossOutput:
         """Score one batch of B triplets.
 
@@ -310,6 +361,9 @@ class DualLevelAlignmentLoss(nn.Module):
             product_keys: (N,) int64 product of each item [p, (n)].
             title_keys: (N,) int64 normalised title of each item.
             positive_keys: (B, P) int64 products known to be right for each query, padded with 0.
+            progress: share of the training that is done, for the filter's margin.
+            memory: earlier items, as further negatives.
+            step: of the training, for the age of what is in the memory.
 
         Returns:
             The loss and its parts.
@@ -330,19 +384,47 @@ class DualLevelAlignmentLoss(nn.Module):
         if not active:
             raise ValueError("intra_negative is the only objective and the batch has no n; add n or another objective")
 
+        batch_items = self._batch_items(items, product_keys, title_keys)
+        first = process_rank() * num_items if self.gather else 0  # of this process's items among them
+        candidates = batch_items if memory is None else _with_memory(batch_items, memory, step)
+        not_right = negative_mask(  # (B, C)
+            candidates.product_keys, candidates.title_keys, positive_keys, title_keys[:batch_size]
+        )
+        not_right = not_right & candidates.usable
+        wrong_texts = negative_mask(candidates.product_keys, candidates.title_keys, product_keys[:, None], title_keys)
+        wrong_texts = wrong_texts & candidates.usable & candidates.has_text  # (N, C)
+        filtering = self._filter(query, positive, negative, batch_items, not_right, progress)
+        triplet_weights = torch.ones_like(outputs.temperatures[0]).expand(batch_size)  # (B,)
+        if filtering is not None:
+            triplet_weights = filtering.weights
+
         temperature, intra_temperature = outputs.temperatures.unbind()
-        not_right = negative_mask(product_keys, title_keys, positive_keys, title_keys[:batch_size])  # (B, N)
-        wrong_texts = negative_mask(product_keys, title_keys, product_keys[:, None], title_keys)  # (N, N)
-        wrong_texts = wrong_texts & items.has_text
+        dims = (*self.matryoshka_dims, items.multimodal.shape[-1])
 
         def inter(view: Tensor) -> Tensor:
-            return inter_product_loss(view, items.multimodal, not_right, temperature)
+            terms = [
+                inter_product_loss(
+                    truncate(view, dim), truncate(candidates.multimodal, dim), not_right, temperature, first
+                )
+                for dim in dims
+            ]
+            return torch.stack(terms).mean(dim=0)
 
         def intra(role: ItemViews, first_item: int) -> Tensor:
             wrong = wrong_texts[first_item : first_item + batch_size]
-            return intra_product_loss(role.image, items.text, first_item, wrong, intra_temperature)
+            terms = [
+                intra_product_loss(
+                    truncate(role.image, dim),
+                    truncate(candidates.text, dim),
+                    first + first_item,
+                    wrong,
+                    intra_temperature,
+                )
+                for dim in dims
+            ]
+            return torch.stack(terms).mean(dim=0)
 
-        losses, served, gate_sums, token_counts = [], [], [], []
+        sums = []  # per objective: Σ w·term, Σ w, rows, and Σ G̃ and tokens of B_m
         for name in active:
             match name:
                 case "inter_text":
@@ -355,27 +437,35 @@ class DualLevelAlignmentLoss(nn.Module):
                     role, views, rows, terms = positive, slice(0, 2), positive.has_both, intra(positive, 0)
                 case "intra_negative":
                     role, views, rows, terms = negative, slice(0, 2), negative.has_both, intra(negative, batch_size)
-            losses.append(torch.where(rows, terms, 0).sum() / rows.sum().clamp(min=1))
-            served.append(rows.any())
+            weights = torch.where(rows, triplet_weights, 0)
+            of_objective = [(weights * torch.where(rows, terms, 0)).sum(), weights.sum(), rows.sum()]
             if role.routing is not None:
-                gates, tokens = _sum_over_tokens(role.routing, views, rows)
-                gate_sums.append(gates)
-                token_counts.append(tokens)
-        objective_losses = torch.stack(losses)  # (M,)
+                of_objective += _sum_over_tokens(role.routing, views, rows)
+            sums.append(of_objective)
+        weighted_terms, weight_sums, row_counts, *routing_sums = self._sum(*map(torch.stack, zip(*sums, strict=True)))
+        objective_losses = weighted_terms / weight_sums.clamp(min=torch.finfo(weight_sums.dtype).tiny)  # (M,)
         weights = torch.ones_like(objective_losses)
         aux = sparsity = objective_losses.new_zeros(())
         expert_load = routing_entropy = None
         if outputs.routing is not None:
-            expert_counts, prob_sums = outputs.routing.expert_counts, outputs.routing.prob_sums  # (3, L, R, Z)
+            routing = outputs.routing
+            expert_counts, prob_sums, token_counts = self._sum(
+                routing.expert_counts.sum(dim=2, keepdim=True),  # (3, L, 1, Z)
+                routing.prob_sums.sum(dim=2, keepdim=True),  # (3, L, 1, Z)
+                routing.token_counts.sum(dim=1, keepdim=True),  # (3, 1)
+            )
             columns = [outputs.alignment_logits[..., OBJECTIVES.index(name)] for name in active]
             alignment_logits = torch.stack(columns, dim=-1).to(prob_sums.dtype)  # (L, Z, M)
-            aux = load_balancing_loss(expert_counts, prob_sums, outputs.routing.token_counts)
+            aux = load_balancing_loss(expert_counts, prob_sums, token_counts)
             sparsity = sparsity_loss(alignment_logits)
             if self.objective_weighting == "learned":
-                omega = objective_weights(torch.stack(gate_sums), torch.stack(token_counts), alignment_logits)
+                omega = objective_weights(*routing_sums, alignment_logits)
                 weights = self.objective_floor + (1 - self.objective_floor) * len(active) * omega
             expert_load = _mean_distribution(expert_counts).mean(dim=1)  # (3, Z)
             routing_entropy = torch.special.entr(_mean_distribution(prob_sums)).sum(dim=-1).mean(dim=-1)  # (3,)
+        if self.objective_weighting == "balanced":
+            shares = objective_losses.detach() / objective_losses.detach().sum().clamp(min=1e-6)
+            weights = self.objective_floor + (1 - self.objective_floor) * len(active) * shares
         # An objective nobody serves has loss 0 and a finite weight: it adds neither value nor gradient.
         loss = (weights * objective_losses).sum() + self.aux_coef * aux + self.sparsity_coef * sparsity
         return DualLevelLossOutput(
@@ -383,9 +473,57 @@ class DualLevelAlignmentLoss(nn.Module):
             objectives=active,
             objective_losses=objective_losses.detach(),
             objective_weights=weights.detach(),
-            served=torch.stack(served),
+            served=row_counts.detach() > 0,
             aux_loss=aux.detach(),
             sparsity_loss=sparsity.detach(),
             expert_load=expert_load,
             routing_entropy=routing_entropy,
+            filtering=filtering,
+            items=Candidates(*(tensor.detach() for tensor in batch_items)),
         )
+
+    def _batch_items(self, items: ItemViews, product_keys: Tensor, title_keys: Tensor) -> Candidates:
+        """The items of the batch, of all processes if they are gathered."""
+        tensors = (items.multimodal, items.text, items.has_text, product_keys, title_keys)
+        if self.gather:
+            tensors = tuple(gather_rows(tensor) for tensor in tensors)
+        return Candidates(*tensors, usable=torch.ones_like(tensors[2]))
+
+    def _filter(
+        self,
+        query: ItemViews,
+        positive: ItemViews,
+        negative: ItemViews | None,
+        batch_items: Candidates,
+        not_right: Tensor,
+        progress: float,
+    ) -> FilterResult | None:
+        """Weigh the triplets by the multimodal view of q, or the one it has, p and n."""
+        if self.sample_filter is None:
+            return None
+        with torch.no_grad():
+            to_positive = (query.multimodal * positive.multimodal).sum(dim=-1)  # (B,)
+            if negative is not None:
+                to_negative = (query.multimodal * negative.multimodal).sum(dim=-1)
+            else:
+                similarities = query.multimodal @ batch_items.multimodal.T
+                to_negative = mean_negative_similarity(similarities, not_right[:, : similarities.shape[1]])
+            return self.sample_filter(to_positive, to_negative, progress)
+
+    def _sum(self, *tensors: Tensor) -> list[Tensor]:
+        """The tensors, summed over all processes if those are gathered, in one exchange."""
+        if not self.gather:
+            return list(tensors)
+        dtype = torch.float32 if tensors[0].dtype == torch.float32 else torch.float64
+        total = sum_over_processes(torch.cat([tensor.flatten().to(dtype) for tensor in tensors]))
+        parts = total.split([tensor.numel() for tensor in tensors])
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _with_memory(items: Candidates, memory: MemoryQueue, step: int) -> Candidates:
+    """The items, and behind them what a memory holds."""
+    remembered = (memory.multimodal, memory.text, memory.has_text, memory.product_keys, memory.title_keys)
+    return Candidates(
+        *(torch.cat([of_item, old.to(of_item.dtype)]) for of_item, old in zip(items, remembered, strict=False)),
+        usable=torch.cat([items.usable, memory.valid(step)]),
+    )

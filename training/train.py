@@ -22,6 +22,8 @@ from .model_card import write_model_card
 from .trainer import Moon2Trainer
 from .trainer_config import Moon2TrainingArguments
 
+SHOWN_NAMES = 20
+
 
 @dataclass
 class TrainArguments:
@@ -41,6 +43,9 @@ class TrainArguments:
     eval_queries: list[str] | None = field(default=None, metadata={"help": "Queries to be judged on."})
 
     def __post_init__(self):
+        for name in ("products", "queries", "eval_products", "eval_queries"):
+            if isinstance(value := getattr(self, name), str):  # as a recipe may give it
+                setattr(self, name, [value])
         if (self.eval_products is None) != (self.eval_queries is None):
             raise ValueError("eval_products and eval_queries belong together; give both or neither")
 
@@ -87,6 +92,7 @@ def fit(
             "seconds": seconds,
             "triplets_per_second": triplets / seconds,
             "parameters": model.num_parameters(),
+            "unreadable_images": sorted(trainer.unreadable),
             "last_log": next((log for log in reversed(trainer.state.log_history) if "loss" in log), {}),
         }
     }
@@ -126,5 +132,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{training['triplets_per_second']:.1f} a second on {torch.device(arguments.device).type}; "
         f"saved to {arguments.output_dir}"
     )
+    if unreadable := training["unreadable_images"]:
+        named = ", ".join(unreadable[:SHOWN_NAMES]) + (" …" if len(unreadable) > SHOWN_NAMES else "")
+        print(f"{len(unreadable):,} images could not be read and were left out: {named}")
     if eval_data is not None:
         print(format_table(results))

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
 import torch
-from torch.utils.data import DataLoader
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
 from transformers import ProgressCallback, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_moon2 import Moon2Model, Moon2Processor, Moon2ViewsOutput
 from moon2_dataset import ProductQueries
 
+from .cached_loss import KEYS, ChunkReader, cached_backward
 from .collator import Moon2Collator
 from .evaluate import evaluate
+from .gathering import num_processes
 from .hub_folder import changed_arguments, complete_hub_folder, read_provenance
 from .losses import VIEWS, DualLevelAlignmentLoss, DualLevelLossOutput
+from .memory_queue import MemoryQueue
 from .sampler import LeafBatchSampler
 from .trainer_config import Moon2TrainingArguments
-from .triplets import TripletDataset
+from .triplets import TripletDataset, TripletKey
 
-KEYS = ("product_keys", "title_keys", "positive_keys")
+MEMORY = "memory.safetensors"  # of a checkpoint: the queue of earlier items
 
 
 class ObjectiveLog:
@@ -38,13 +47,16 @@ class ObjectiveLog:
         }
         if result.expert_load is not None:
             step |= {"expert_load": result.expert_load, "routing_entropy": result.routing_entropy}
+        if result.filtering is not None:
+            step["filtering"] = torch.stack([result.filtering.kept.float().mean(), result.filtering.phi.mean()])
         self._objectives = result.objectives
         self._steps.append(step)
 
     def flush(self) -> dict[str, float]:
         """Means since the last call, flat: `loss/inter_text`, `weight/inter_text` (M·ω), `loss/aux`,
-        `loss/sparsity`, `temperature/inter`, `expert_load/text/0`, `routing_entropy/text`; `unserved/inter_image` is
-        the share of batches in which nothing served the objective, where that happened.
+        `loss/sparsity`, `temperature/inter`, `expert_load/text/0`, `routing_entropy/text`, `filter/kept_share` (of
+        triplets with φ ≥ τ), `filter/mean_phi`; `unserved/inter_image` is the share of batches in which nothing served
+        the objective, where that happened.
         """
         if not self._steps:
             return {}
@@ -61,6 +73,8 @@ class ObjectiveLog:
             logs[f"weight/{name}"] = weight
         logs |= dict(zip(("loss/aux", "loss/sparsity"), mean["regularisers"], strict=True))
         logs |= dict(zip(("temperature/inter", "temperature/intra"), mean["temperature"], strict=True))
+        if "filtering" in mean:
+            logs |= dict(zip(("filter/kept_share", "filter/mean_phi"), mean["filtering"], strict=True))
         if "expert_load" in mean:
             for view, load, entropy in zip(VIEWS, mean["expert_load"], mean["routing_entropy"], strict=True):
                 logs |= {f"expert_load/{view}/{z}": share for z, share in enumerate(load)}
@@ -74,6 +88,19 @@ class CompactProgressCallback(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         overall = {key: value for key, value in (logs or {}).items() if "/" not in key}
         super().on_log(args, state, control, logs=overall, **kwargs)
+
+
+class _Keys(Dataset):
+    """Stands for the triplets where only their keys travel."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: TripletKey) -> TripletKey:
+        return key
 
 
 class Moon2Trainer(Trainer):
@@ -123,8 +150,24 @@ class Moon2Trainer(Trainer):
             objective_floor=args.objective_floor,
             aux_coef=aux_coef,
             sparsity_coef=args.sparsity_coef,
+            sample_filter=args.sample_filter(),
+            gather=args.gather_negatives and num_processes() > 1,
+            matryoshka_dims=args.matryoshka_dims,
         )
+        width = model.config.get_text_config().hidden_size
+        if any(dim >= width for dim in args.matryoshka_dims):
+            raise ValueError(f"matryoshka_dims={args.matryoshka_dims}; give dimensions under the embedding's {width}")
+        self.memory = None
+        if args.memory_size:
+            self.memory = MemoryQueue(args.memory_size, width, args.memory_max_age).to(args.device)
+        starts = (args.inter_temperature, args.intra_temperature)
+        with torch.no_grad():
+            for i, start in enumerate(starts):
+                if start is not None:
+                    model.temperature.weight[i] = math.log(start)
+        self.learn_temperature = (args.learn_inter_temperature, args.learn_intra_temperature)
         self.objective_log = ObjectiveLog()
+        self.unreadable: set[str] = set()  # pictures that were left out
         self.provenance = read_provenance(model.config._name_or_path) | {
             "training": changed_arguments(args, Moon2TrainingArguments())
         }
@@ -141,6 +184,7 @@ class Moon2Trainer(Trainer):
                 seed=args.data_seed if args.data_seed is not None else args.seed,
                 item_text_fields=tuple(args.item_text_fields),
                 max_images_per_item=args.max_images_per_item,
+                on_bad_image=args.on_bad_image,
             )
         super().__init__(
             model=model,
@@ -150,6 +194,10 @@ class Moon2Trainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
+        )
+        threads = max(1, args.dataloader_num_workers)
+        self.chunk_reader = (
+            None if triplets is None else ChunkReader(triplets.__getitem__, self.data_collator, threads)
         )
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(CompactProgressCallback)
@@ -163,6 +211,10 @@ class Moon2Trainer(Trainer):
             leaf_share=self.args.leaf_share,
             seed=self.train_dataset.seed,
         )
+        if self.args.cached_chunk_size:  # batches of keys; chunks are read when their turn comes
+            return self.accelerator.prepare(
+                DataLoader(_Keys(len(self.train_dataset)), batch_sampler=sampler, collate_fn=list)
+            )
         loader = DataLoader(
             self.train_dataset,
             batch_sampler=sampler,
@@ -178,11 +230,112 @@ class Moon2Trainer(Trainer):
         self, model, inputs, return_outputs: bool = False, num_items_in_batch=None
     ) -> torch.Tensor | tuple[torch.Tensor, Moon2ViewsOutput]:
         """L_total of one batch of triplets."""
+        self.unreadable.update(inputs.pop("unreadable", ()))
         keys = {name: inputs[name] for name in KEYS}
         outputs = model(**{name: value for name, value in inputs.items() if name not in KEYS}, return_views=True)
-        result = self.alignment_loss(outputs, **keys)
-        self.objective_log.add(result, outputs.temperatures)
+        result = self._score(outputs, keys)
+        self._remember(result, outputs.temperatures)
         return (result.loss, outputs) if return_outputs else result.loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """One forward and backward; chunk by chunk if the loss is cached."""
+        if not self.args.cached_chunk_size:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        size = self.args.cached_chunk_size
+        chunks = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+
+        def read() -> Iterator[dict]:
+            for chunk in self.chunk_reader(chunks):
+                self.unreadable.update(chunk.pop("unreadable", ()))
+                yield self._prepare_inputs(chunk)
+
+        def encode(**chunk) -> Moon2ViewsOutput:
+            with self.compute_loss_context_manager():
+                return model(**chunk)
+
+        scale = 1 / self.current_gradient_accumulation_steps
+        result, temperatures = cached_backward(
+            encode,
+            read,
+            [len(chunk) for chunk in chunks],
+            self._score,
+            backward=self.accelerator.backward,
+            scale=scale,
+            no_sync=lambda: self.accelerator.no_sync(model),
+        )
+        self._remember(result, temperatures)
+        return result.loss * scale
+
+    def _score(self, outputs: Moon2ViewsOutput, keys: dict[str, torch.Tensor]) -> DualLevelLossOutput:
+        """The loss of a batch at the present step."""
+        learn = torch.tensor(self.learn_temperature)
+        if not learn.all():
+            temperatures = outputs.temperatures
+            learn = learn.to(temperatures.device)
+            outputs.temperatures = torch.where(learn, temperatures, temperatures.detach())
+        step = self.state.global_step
+        remembers = self.memory is not None and step >= self.args.memory_warmup_steps
+        return self.alignment_loss(
+            outputs,
+            **keys,
+            progress=step / max(self.state.max_steps, 1),
+            memory=self.memory if remembers else None,
+            step=step,
+        )
+
+    def _remember(self, result: DualLevelLossOutput, temperatures: torch.Tensor) -> None:
+        """Log a batch, and put its items into the memory."""
+        self.objective_log.add(result, temperatures)
+        if self.memory is not None:
+            items = result.items
+            self.memory.push(*items[:-1], step=self.state.global_step)
+
+    def create_optimizer(self, model=None):
+        """The optimizer of `TrainingArguments`, with learning rates of their own for experts, gate and W*, ε."""
+        own_rates = {
+            ".experts.": self.args.expert_learning_rate,
+            ".mlp.gate.": self.args.router_learning_rate,
+            ".dual_alignment.": self.args.router_learning_rate,
+            "temperature.": self.args.temperature_learning_rate,
+        }
+        if self.optimizer is not None or not any(own_rates.values()):
+            return super().create_optimizer() if model is None else super().create_optimizer(model)
+        model = self.model if model is None else model
+        decays = set(self.get_decay_parameter_names(model))
+        groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            own = next((rate for part, rate in own_rates.items() if part in f".{name}"), None)
+            key = (self.args.learning_rate if own is None else own, name in decays)
+            groups.setdefault(key, []).append(parameter)
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        self.optimizer = optimizer_class(
+            [
+                {"params": parameters, "lr": rate, "weight_decay": self.args.weight_decay if decayed else 0.0}
+                for (rate, decayed), parameters in groups.items()
+            ],
+            **options,
+        )
+        return self.optimizer
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.memory is not None and self.args.should_save:  # first, so that a checkpoint that looks whole is whole
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(self.memory.state_dict(), folder / MEMORY)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.memory is not None:
+            file = Path(checkpoint) / MEMORY
+            if not file.is_file():
+                raise ValueError(
+                    f"{file} is not there: the run had no memory; resume with memory_size=0, or start anew"
+                )
+            self.memory.load_state_dict(load_file(file))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -198,6 +351,9 @@ class Moon2Trainer(Trainer):
         """Add the objectives' diagnostics to a training log line."""
         if "loss" in logs:
             logs |= self.objective_log.flush()
+            if self.alignment_loss.sample_filter is not None:
+                progress = self.state.global_step / max(self.state.max_steps, 1)
+                logs["filter/margin"] = self.alignment_loss.sample_filter.margin.at(progress)
         super().log(logs, start_time)
 
     def evaluate(

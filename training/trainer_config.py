@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from modeling_moon2.modeling_moon2 import MINIMAL_TEMPERATURE
+
+from .filtering import MarginSchedule, SampleFilter
 from .losses import OBJECTIVES
 
 NEGATIVES = ("in_batch", "explicit")
 ITEM_TEXT_FIELDS = ("title", "category", "attributes")
+ON_BAD_IMAGE = ("raise", "skip")
 
 
 @dataclass
@@ -25,7 +29,10 @@ class Moon2TrainingArguments(TrainingArguments):
         metadata={"help": "Objectives to train, by name; the others are off."},
     )
     objective_weighting: str = field(
-        default="learned", metadata={"help": "learned: M·ω from the dual-alignment matrix; uniform: 1 each."}
+        default="learned",
+        metadata={
+            "help": "learned: M·ω from the dual-alignment matrix; uniform: 1 each; balanced: by the objectives' losses."
+        },
     )
     objective_floor: float = field(
         default=0.0, metadata={"help": "Share of every learned objective weight that is kept uniform, 0 to 1."}
@@ -47,6 +54,68 @@ class Moon2TrainingArguments(TrainingArguments):
             "help": "Share of a batch drawn from one leaf category: harder in-batch negatives, and more false ones "
             "where queries are ambiguous."
         },
+    )
+    gather_negatives: bool = field(
+        default=True,
+        metadata={
+            "help": "Several processes: items of all of them are negatives, and ω and L_aux are taken over all."
+        },
+    )
+    memory_size: int = field(
+        default=0, metadata={"help": "Earlier items kept as further negatives, at least a batch of items; 0 is off."}
+    )
+    memory_warmup_steps: int = field(
+        default=0, metadata={"help": "Steps before the memory serves negatives: early embeddings are stale at once."}
+    )
+    memory_max_age: int = field(
+        default=64, metadata={"help": "Steps after which a kept item is no negative any more."}
+    )
+    sample_filtering: bool = field(
+        default=True, metadata={"help": "Weigh triplets by φ: those that look like wrong clicks count less."}
+    )
+    filter_threshold: float = field(default=0.6, metadata={"help": "τ, the φ from which a triplet counts in full."})
+    filter_kappa: float = field(default=10.0, metadata={"help": "κ, steepness of φ."})
+    filter_margin_start: float = field(default=0.2, metadata={"help": "m̄ at the first step."})
+    filter_margin_end: float = field(default=0.0, metadata={"help": "m̄ at the last step."})
+    filter_margin_shape: str = field(
+        default="cosine", metadata={"help": "How m̄ goes from one to the other: cosine, linear, constant."}
+    )
+    filter_warmup: float = field(
+        default=0.1, metadata={"help": "Share of the training in which every triplet still counts in full."}
+    )
+    filter_weighting: str = field(
+        default="linear", metadata={"help": "Weight of a triplet under τ. linear: φ/τ; drop: 0."}
+    )
+    cached_chunk_size: int = field(
+        default=0,
+        metadata={
+            "help": "Triplets that are in memory at a time (cached contrastive loss): the batch can be as large as "
+            "wanted, for a second forward. 0 is off."
+        },
+    )
+    matryoshka_dims: list[int] = field(
+        default_factory=list, metadata={"help": "Also train the embeddings' first d dimensions, for these d."}
+    )
+    inter_temperature: float | None = field(
+        default=None, metadata={"help": "ε at the start; the model's own when not given."}
+    )
+    intra_temperature: float | None = field(
+        default=None, metadata={"help": "ε̃ at the start; the model's own when not given."}
+    )
+    learn_inter_temperature: bool = field(default=True, metadata={"help": "Train ε."})
+    learn_intra_temperature: bool = field(default=True, metadata={"help": "Train ε̃."})
+    expert_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the experts; learning_rate when not given."}
+    )
+    router_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of gate and W*; learning_rate when not given."}
+    )
+    temperature_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of ε and ε̃; learning_rate when not given."}
+    )
+    on_bad_image: str = field(
+        default="raise",
+        metadata={"help": "An image that cannot be read. raise: stop; skip: go on without it, named at the end."},
     )
     item_text_fields: list[str] = field(
         default_factory=lambda: ["title"],
@@ -70,5 +139,43 @@ class Moon2TrainingArguments(TrainingArguments):
             raise ValueError(f"item_text_fields={self.item_text_fields}; give one or more of {ITEM_TEXT_FIELDS}")
         if self.max_images_per_item < 1:
             raise ValueError(f"max_images_per_item={self.max_images_per_item}; give 1 or more")
+        self.sample_filter()  # refuses what has no meaning
+        if self.on_bad_image not in ON_BAD_IMAGE:
+            raise ValueError(f"on_bad_image={self.on_bad_image!r}; give one of {', '.join(ON_BAD_IMAGE)}")
+        if not 0 <= self.cached_chunk_size <= self.per_device_train_batch_size:
+            raise ValueError(
+                f"cached_chunk_size={self.cached_chunk_size}; give 1 to "
+                f"per_device_train_batch_size={self.per_device_train_batch_size}, or 0"
+            )
+        if self.memory_size < 0 or 0 < self.memory_size < self.items_per_step:
+            raise ValueError(
+                f"memory_size={self.memory_size}; give 0, or {self.items_per_step} or more: so many items make a batch"
+            )
+        if self.memory_warmup_steps < 0 or self.memory_max_age < 1:
+            raise ValueError("memory_warmup_steps is 0 or more, memory_max_age 1 or more")
+        for name in ("inter_temperature", "intra_temperature"):
+            value = getattr(self, name)
+            if value is not None and value < MINIMAL_TEMPERATURE:
+                raise ValueError(f"{name}={value}; give {MINIMAL_TEMPERATURE} or more")
+        if any(dim < 1 for dim in self.matryoshka_dims):
+            raise ValueError(f"matryoshka_dims={self.matryoshka_dims}; give numbers of dimensions, 1 or more")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the keys that mask false negatives; leave it off")
+
+    @property
+    def items_per_step(self) -> int:
+        """Items [p, (n)] that a step encodes; of all processes, if their negatives are shared."""
+        processes = self.world_size if self.gather_negatives else 1
+        return processes * self.per_device_train_batch_size * (2 if self.negatives == "explicit" else 1)
+
+    def sample_filter(self) -> SampleFilter | None:
+        """The filter as the arguments describe it.
+
+        Raises:
+            ValueError: one of them is outside its range.
+        """
+        margin = MarginSchedule(self.filter_margin_start, self.filter_margin_end, self.filter_margin_shape)
+        made = SampleFilter(
+            self.filter_threshold, self.filter_kappa, margin, self.filter_warmup, self.filter_weighting
+        )
+        return made if self.sample_filtering else None

@@ -34,12 +34,15 @@ class Item(NamedTuple):
 
 
 class Triplet(NamedTuple):
-    """(q, p, n); `negative` is None where negatives come from the batch, `positive_keys` are all right products."""
+    """(q, p, n); `negative` is None where negatives come from the batch, `positive_keys` are all right products,
+    `unreadable` names the pictures that could not be read and were left out.
+    """
 
     query: Item
     positive: Item
     negative: Item | None
     positive_keys: tuple[int, ...]
+    unreadable: tuple[str, ...] = ()
 
 
 class TripletDataset(Dataset):
@@ -56,6 +59,7 @@ class TripletDataset(Dataset):
         seed: seed of all chance.
         item_text_fields: what the text of p and n holds: "title", "category", "attributes".
         max_images_per_item: most pictures of a product in one item, drawn anew each epoch.
+        on_bad_image: "raise" at a picture that cannot be read, or "skip" it and name it in the triplet.
 
     Raises:
         ValueError: (when an example is read) a picture cannot be read; names the product or query.
@@ -68,12 +72,14 @@ class TripletDataset(Dataset):
         seed: int = 0,
         item_text_fields: Sequence[str] = ("title",),
         max_images_per_item: int = 1,
+        on_bad_image: str = "raise",
     ) -> None:
         self.data = data
         self.negatives = negatives
         self.seed = seed
         self.item_text_fields = tuple(item_text_fields)
         self.max_images_per_item = max_images_per_item
+        self.on_bad_image = on_bad_image
         order = np.argsort(data.leaf, kind="stable")
         self._rows_of_leaf = np.split(order, np.flatnonzero(np.diff(data.leaf[order])) + 1)
         self._all_rows = np.arange(len(data.products))
@@ -92,21 +98,26 @@ class TripletDataset(Dataset):
         positive_ids = data.positives[query["query_id"]]
         positive_rows = [data.product_index[product_id] for product_id in positive_ids]
 
-        positive = self._item(row, product, shown := self._choose_pictures(product["images"], rng))
+        unreadable: list[str] = []
+        positive = self._item(row, product, shown := self._choose_pictures(product["images"], rng), unreadable)
         if query["image"] is not None:
-            photos = [_open(query["image"], f"query {query['query_id']}")]
+            photos = self._open([query["image"]], [f"query {query['query_id']}"], unreadable)
         else:
-            photos = self._make_photo(product, shown, positive.images, rng)
+            photos = self._make_photo(product, shown, positive.images, rng, unreadable)
+        text = query["text"]
+        if not (photos or text and text.strip()):
+            text = query["query_id"]  # nothing of it is left
         negative = None
         if self.negatives == "explicit":
             negative_row = self._draw_negative(query, row, set(positive_rows), rng)
             other = data.products[negative_row]
-            negative = self._item(negative_row, other, self._choose_pictures(other["images"], rng))
+            negative = self._item(negative_row, other, self._choose_pictures(other["images"], rng), unreadable)
         return Triplet(
-            query=Item(query["text"], photos),
+            query=Item(text, photos),
             positive=positive,
             negative=negative,
             positive_keys=tuple(int(data.product_key[r]) for r in positive_rows),
+            unreadable=tuple(unreadable),
         )
 
     def _choose_pictures(self, images: list, rng: np.random.Generator) -> np.ndarray:
@@ -116,20 +127,40 @@ class TripletDataset(Dataset):
         return np.sort(rng.choice(len(images), self.max_images_per_item, replace=False))
 
     def _make_photo(
-        self, product: dict[str, Any], shown: np.ndarray, opened: list[Image.Image], rng: np.random.Generator
+        self,
+        product: dict[str, Any],
+        shown: np.ndarray,
+        opened: list[Image.Image],
+        rng: np.random.Generator,
+        unreadable: list[str],
     ) -> list[Image.Image]:
         """A photo made from a picture that the positive does not show, if there is another."""
         hidden = [number for number in range(len(product["images"])) if number not in shown]
         if hidden:
             number = hidden[rng.integers(len(hidden))]
-            opened = [_open(product["images"][number], f"product {product['product_id']}, image {number}")]
+            name = f"product {product['product_id']}, image {number}"
+            opened = self._open([product["images"][number]], [name], unreadable) or opened
         return [make_query_photo(opened[rng.integers(len(opened))], rng)] if opened else []
 
-    def _item(self, row: int, product: dict[str, Any], shown: np.ndarray) -> Item:
-        where = f"product {product['product_id']}"
-        pictures = [_open(product["images"][number], f"{where}, image {number}") for number in shown]
+    def _item(self, row: int, product: dict[str, Any], shown: np.ndarray, unreadable: list[str]) -> Item:
+        names = [f"product {product['product_id']}, image {number}" for number in shown]
+        pictures = self._open([product["images"][number] for number in shown], names, unreadable)
         text = item_text(product, self.item_text_fields)
+        if text is None and not pictures:
+            text = product["product_id"]  # nothing of it is left
         return Item(text, pictures, int(self.data.product_key[row]), int(self.data.title_key[row]))
+
+    def _open(self, images: Sequence[Any], names: Sequence[str], unreadable: list[str]) -> list[Image.Image]:
+        """Decode pictures; the name of one that cannot be read goes to `unreadable`, if that is no error."""
+        opened = []
+        for image, name in zip(images, names, strict=True):
+            try:
+                opened.append(load_image(image))
+            except ValueError as error:
+                if self.on_bad_image == "raise":
+                    raise ValueError(f"{name}: {error}") from error
+                unreadable.append(name)
+        return opened
 
     def _draw_negative(
         self, query: dict[str, Any], positive_row: int, right: set[int], rng: np.random.Generator
@@ -159,10 +190,3 @@ def item_text(product: dict[str, Any], fields: Sequence[str] = ("title",)) -> st
     parts = {"title": product["title"], "category": product["category_path"], "attributes": product["attributes"]}
     given = {field: parts[field] for field in fields if parts[field]}
     return given.get("title") if set(given) <= {"title"} else given
-
-
-def _open(image: dict[str, Any], where: str) -> Image.Image:
-    try:
-        return load_image(image)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error

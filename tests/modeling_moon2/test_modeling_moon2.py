@@ -290,6 +290,34 @@ def test_wrong_inputs_are_refused(tiny, make_image):
 
 
 @torch.no_grad()
+def test_given_choices_send_every_token_to_its_experts_again(tiny, mixed_items):
+    model, processor = tiny
+    inputs = processor(text=mixed_items[0], images=mixed_items[1])
+    first = model.encode_views(**inputs, return_expert_choices=True)
+    other = copy.deepcopy(model)
+    for layer in other.language_model.layers:
+        layer.mlp.gate.weight.neg_()  # of its own accord it would choose others
+    free = other.encode_views(**inputs, return_expert_choices=True)
+    replayed = other.encode_views(**inputs, expert_choices=first.expert_choices, return_expert_choices=True)
+    outputs = (output.expert_choices for output in (first, replayed, free))
+    for chosen, again, by_itself in zip(*outputs, strict=True):
+        assert (chosen.sum(-1) == 2).all() and torch.equal(chosen, again) and not torch.equal(chosen, by_itself)
+    assert torch.equal(replayed.routing.expert_counts, first.routing.expert_counts)
+    same = model.encode_views(**inputs, expert_choices=first.expert_choices)
+    assert torch.equal(same.multimodal_embeddings, first.multimodal_embeddings)
+
+
+def test_a_batch_of_texts_gives_every_weight_a_gradient_in_training(tiny):
+    model, processor = copy.deepcopy(tiny[0]).train(), tiny[1]
+    inputs = processor(text=["red mug", "navy shoes"])
+    outputs = model(**inputs, return_views=True)
+    with torch.no_grad():
+        torch.testing.assert_close(outputs.text_embeddings, model.eval()(**inputs).embeddings, atol=1e-6, rtol=1e-5)
+    (outputs.text_embeddings[:, 0].sum() + outputs.alignment_logits.sum() + outputs.temperatures.sum()).backward()
+    assert not [name for name, weight in model.named_parameters() if weight.grad is None]
+
+
+@torch.no_grad()
 def test_embedded_tokens_stand_for_their_ids(tiny, mixed_items):
     model, processor = tiny
     inputs = processor(text=mixed_items[0], images=mixed_items[1])

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from modeling_moon2 import ALIGNMENT_OBJECTIVES, Moon2Routing, Moon2ViewsOutput
+from moon2_training.filtering import MarginSchedule, SampleFilter
 from moon2_training.losses import (
     OBJECTIVES,
     DualLevelAlignmentLoss,
@@ -23,6 +24,7 @@ from moon2_training.losses import (
     sparsity_loss,
     split_roles,
 )
+from moon2_training.memory_queue import MemoryQueue
 
 TEXT, IMAGE, MULTIMODAL = range(3)
 SEEDS = (2, 4, 13)  # of the batches compared with the reference
@@ -121,8 +123,20 @@ def make_batch(
     )
 
 
-def reference(batch: Batch, *, learned: bool = True, floor: float = 0.0, aux: float = 0.01, sparsity: float = 0.01):
-    """The paper, one row and one token at a time. Returns (loss, [L_m], [weight_m], [served_m], L_aux, L_sparsity)."""
+def reference(
+    batch: Batch,
+    *,
+    learned: bool = True,
+    floor: float = 0.0,
+    aux: float = 0.01,
+    sparsity: float = 0.01,
+    triplet_weights: list[float] | None = None,
+    earlier: list[tuple] = (),
+):
+    """The paper, one row and one token at a time. Returns (loss, [L_m], [weight_m], [served_m], L_aux, L_sparsity).
+
+    `triplet_weights` are the sample filter's; `earlier` items are (r^mm, r^t, has text, product, title).
+    """
     views, size = batch.views(), len(batch.positive_keys)
     text, image, multimodal = views.text_embeddings, views.image_embeddings, views.multimodal_embeddings
     epsilon, intra_epsilon = views.temperatures
@@ -131,10 +145,11 @@ def reference(batch: Batch, *, learned: bool = True, floor: float = 0.0, aux: fl
     has_text, has_image = views.has_text.tolist(), views.has_image.tolist()
     lengths = batch.lengths.tolist()
     objectives = OBJECTIVES if rows == 3 * size else OBJECTIVES[:4]
+    triplet_weights = triplet_weights or [1.0] * size
 
     objective_losses, tokens_of, served = [], [], []
     for name in objectives:
-        row_losses, tokens = [], []
+        row_losses, row_weights, tokens = [], [], []
         for b in range(size):
             if name.startswith("inter"):
                 view = OBJECTIVES.index(name)
@@ -145,6 +160,9 @@ def reference(batch: Batch, *, learned: bool = True, floor: float = 0.0, aux: fl
                 for n in range(len(products)):
                     if products[n] not in batch.positive_keys[b].tolist() and titles[n] != titles[b]:
                         total = total + torch.exp((text, image, multimodal)[view][b] @ multimodal[size + n] / epsilon)
+                for old, _, _, product, title in earlier:
+                    if product not in batch.positive_keys[b].tolist() and title != titles[b]:
+                        total = total + torch.exp((text, image, multimodal)[view][b] @ old / epsilon)
                 tokens += [(view, b, t) for t in range(lengths[view][b])]
             else:
                 item = b if name == "intra_positive" else size + b
@@ -155,11 +173,16 @@ def reference(batch: Batch, *, learned: bool = True, floor: float = 0.0, aux: fl
                 for n in range(len(products)):
                     if has_text[size + n] and products[n] != products[item] and titles[n] != titles[item]:
                         total = total + torch.exp(image[size + item] @ text[size + n] / intra_epsilon)
+                for _, old, old_has_text, product, title in earlier:
+                    if old_has_text and product != products[item] and title != titles[item]:
+                        total = total + torch.exp(image[size + item] @ old / intra_epsilon)
                 for view in (TEXT, IMAGE):
                     tokens += [(view, size + item, t) for t in range(lengths[view][size + item])]
-            row_losses.append(-torch.log(positive / total))
+            row_losses.append(-torch.log(positive / total) * triplet_weights[b])
+            row_weights.append(triplet_weights[b])
         served.append(len(row_losses) > 0)
-        objective_losses.append(sum(row_losses) / len(row_losses) if row_losses else torch.zeros((), dtype=text.dtype))
+        mean = sum(row_losses) / sum(row_weights) if any(row_weights) else torch.zeros((), dtype=text.dtype)
+        objective_losses.append(mean)
         tokens_of.append(tokens)
 
     preferences = []  # [l][z][m]
@@ -233,6 +256,79 @@ def test_value_and_gradients_equal_the_reference(seed: int, options: dict, expli
     for gradient, wanted, leaf in zip(gradients, expected, batch.leaves, strict=True):
         zeros = torch.zeros_like(leaf)
         assert_close(zeros if gradient is None else gradient, zeros if wanted is None else wanted)
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["in_batch", "explicit"])
+@pytest.mark.parametrize("weighting", ["linear", "drop"])
+def test_filtered_triplets_weigh_as_in_the_reference(explicit: bool, weighting: str) -> None:
+    batch = make_batch(SEEDS[0], batch_size=6, explicit=explicit)
+    kappa, threshold, margin = 5.0, 0.6 if explicit else 0.45, MarginSchedule(0.1, -0.3, "linear")
+    sample_filter = SampleFilter(threshold, kappa, margin, warmup=0.0, weighting=weighting)
+    output = DualLevelAlignmentLoss(sample_filter=sample_filter)(batch.views(), *batch.keys, progress=0.25)
+
+    r, triplet_weights = batch.views().multimodal_embeddings.detach(), []
+    for b in range(6):
+        wrong = [6 + b] if explicit else [
+            n for n in range(6)
+            if batch.product_keys[n] not in batch.positive_keys[b] and batch.title_keys[n] != batch.title_keys[b]
+        ]  # fmt: skip
+        against = sum(float(r[b] @ r[6 + n]) for n in wrong) / len(wrong)
+        phi = 1 / (1 + math.exp(-kappa * (float(r[b] @ r[6 + b]) - against - 0.0)))  # m̄ is 0 a quarter of the way
+        assert float(output.filtering.phi[b]) == pytest.approx(phi, abs=1e-9)
+        assert bool(output.filtering.kept[b]) == (phi >= threshold)
+        triplet_weights.append(1.0 if phi >= threshold else phi / threshold if weighting == "linear" else 0.0)
+    assert 0 < sum(weight == 1 for weight in triplet_weights) < 6
+    loss, objective_losses, *_ = reference(batch, triplet_weights=triplet_weights)
+    assert_close(output.objective_losses, objective_losses)
+    assert_close(output.loss, loss)
+    gradients = torch.autograd.grad(output.loss, batch.leaves)
+    for gradient, wanted in zip(gradients, torch.autograd.grad(loss, batch.leaves), strict=True):
+        assert_close(gradient, wanted)
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["in_batch", "explicit"])
+def test_earlier_items_are_negatives_as_in_the_reference(explicit: bool) -> None:
+    batch = make_batch(SEEDS[1], explicit=explicit)
+    memory = MemoryQueue(size=9, width=6, max_age=3).double()
+    old = torch.nn.functional.normalize(torch.randn(8, 6, generator=torch.Generator().manual_seed(1)).double(), dim=-1)
+    products = torch.tensor([50, int(batch.product_keys[0]), 51, 52, 53, int(batch.product_keys[2]), 54, 55])
+    titles = torch.tensor([90, 91, int(batch.title_keys[1]), 93, 94, 95, 96, 97])
+    has_text = torch.tensor([True, True, True, False, True, True, True, True])
+    memory.push(old[:2], old[:2].flip(1), has_text[:2], products[:2], titles[:2], step=1)  # too old at step 5
+    memory.push(old[2:], old[2:].flip(1), has_text[2:], products[2:], titles[2:], step=2)
+    output = DualLevelAlignmentLoss()(batch.views(), *batch.keys, memory=memory, step=5)
+    earlier = list(zip(old, old.flip(1), has_text.tolist(), products.tolist(), titles.tolist(), strict=True))[2:]
+    loss, objective_losses, *_ = reference(batch, earlier=earlier)
+    assert_close(output.objective_losses, objective_losses)
+    gradients = torch.autograd.grad(output.loss, batch.leaves)
+    for gradient, wanted in zip(gradients, torch.autograd.grad(loss, batch.leaves), strict=True):
+        assert_close(gradient, wanted)
+    assert output.loss > DualLevelAlignmentLoss()(batch.views(), *batch.keys).loss
+    assert len(output.items.multimodal) == len(batch.product_keys) and not output.items.multimodal.requires_grad
+
+
+def test_balanced_weights_follow_the_losses_without_a_gradient() -> None:
+    batch = make_batch(SEEDS[0])
+    output = DualLevelAlignmentLoss(objective_weighting="balanced", aux_coef=0, sparsity_coef=0)(
+        batch.views(), *batch.keys
+    )
+    losses = output.objective_losses
+    assert_close(output.objective_weights, 5 * losses / losses.sum())
+    (gradient,) = torch.autograd.grad(output.loss, batch.alignment_logits, allow_unused=True)
+    assert gradient is None or not gradient.any()
+    half = DualLevelAlignmentLoss(objective_weighting="balanced", objective_floor=0.5)(batch.views(), *batch.keys)
+    assert_close(half.objective_weights, 0.5 + 2.5 * losses / losses.sum())
+
+
+def test_matryoshka_takes_the_mean_over_the_dimensions() -> None:
+    batch = make_batch(SEEDS[0])
+    nested = DualLevelAlignmentLoss(matryoshka_dims=[2, 4])(batch.views(), *batch.keys)
+    of_each = []
+    for dim in (2, 4, 6):
+        cut = torch.nn.functional.normalize(batch.embeddings[..., :dim], dim=-1)
+        shorter = batch._replace(embeddings=cut)
+        of_each.append(DualLevelAlignmentLoss()(shorter.views(), *batch.keys).objective_losses)
+    assert_close(nested.objective_losses, torch.stack(of_each).mean(0))
 
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["in_batch", "explicit"])

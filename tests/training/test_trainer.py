@@ -13,6 +13,7 @@ from moon2_dataset.demo_catalogue import render_demo_catalogue, split_demo_catal
 from moon2_training.collator import Moon2Collator
 from moon2_training.losses import OBJECTIVES, VIEWS, DualLevelAlignmentLoss
 from moon2_training.mini import MiniConfig, build_mini
+from moon2_training.push import check_folder
 from moon2_training.sampler import LeafBatchSampler
 from moon2_training.train import product_texts
 from moon2_training.trainer import KEYS, Moon2Trainer
@@ -53,7 +54,10 @@ def test_everything_about_the_objectives_is_logged(fresh, shop, tmp_path, negati
     expected |= {f"expert_load/{view}/{z}" for view in VIEWS for z in range(4)}
     expected |= {f"routing_entropy/{view}" for view in VIEWS}
     for log in trainer.state.log_history[:3]:
-        found = {key for key in log if "/" in key and not key.startswith("unserved/")}
+        found = {key for key in log if "/" in key and not key.startswith(("unserved/", "filter/"))}
+        assert {key for key in log if key.startswith("filter/")} == {
+            f"filter/{n}" for n in ("kept_share", "mean_phi", "margin")
+        }
         assert found == expected
         assert all(np.isfinite(value) for value in log.values())
         total = sum(log[f"loss/{name}"] * log[f"weight/{name}"] for name in active)
@@ -156,18 +160,116 @@ def test_weight_decay_leaves_alone_what_has_a_meaningful_zero(fresh, shop, tmp_p
     [
         ({"negatives": "hard"}, "negatives='hard'; give one of in_batch, explicit"),
         ({"objectives": ["inter_audio"]}, "give one or more of inter_text, inter_image"),
-        ({"objective_weighting": "best"}, "give one of learned, uniform"),
+        ({"objective_weighting": "best"}, "give one of learned, uniform, balanced"),
         ({"objective_floor": 2.0}, "objective_floor=2.0; give a share from 0 to 1"),
         ({"leaf_share": -1.0}, "leaf_share=-1.0; give a share from 0 to 1"),
         ({"item_text_fields": ["price"]}, "item_text_fields"),
         ({"max_images_per_item": 0}, "max_images_per_item=0; give 1 or more"),
         ({"per_device_train_batch_size": 99}, "24 queries do not fill one batch of 99"),
         ({"remove_unused_columns": True}, "leave it off"),
+        ({"memory_size": 5}, "memory_size=5; give 0, or 6 or more"),
+        ({"memory_size": 11, "negatives": "explicit"}, "memory_size=11; give 0, or 12 or more"),
+        ({"cached_chunk_size": 7}, "cached_chunk_size=7; give 1 to per_device_train_batch_size=6, or 0"),
+        ({"filter_threshold": 1.2}, "filter_threshold=1.2; give a number between 0 and 1"),
+        ({"filter_margin_shape": "step"}, "give one of cosine, linear, constant"),
+        ({"matryoshka_dims": [16, 48]}, "give dimensions under the embedding's 48"),
+        ({"matryoshka_dims": [0]}, "give numbers of dimensions, 1 or more"),
+        ({"inter_temperature": 0.001}, "inter_temperature=0.001; give 0.01 or more"),
+        ({"on_bad_image": "ignore"}, "give one of raise, skip"),
     ],
 )
 def test_wrong_arguments_fail_at_once_with_the_allowed_values(fresh, shop, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         Moon2Trainer(fresh[0], arguments(tmp_path, **change), shop, processing_class=fresh[1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"memory_size": 12, "memory_max_age": 2},
+        {"cached_chunk_size": 4, "negatives": "explicit", "dataloader_num_workers": 1},
+        {"gradient_accumulation_steps": 2, "memory_size": 24, "memory_warmup_steps": 3, "leaf_share": 0.5},
+    ],
+    ids=["memory", "cached", "accumulated"],
+)
+def test_a_resumed_run_goes_on_as_the_uninterrupted_one(tiny, shop, tmp_path, options):
+    def run(folder, **changes):
+        trainer = Moon2Trainer(
+            copy.deepcopy(tiny[0]),
+            arguments(folder, max_steps=7, save_strategy="steps", save_steps=1, filter_warmup=0.2, **options),
+            shop,
+            processing_class=tiny[1],
+        )
+        trainer.train(**changes)
+        return trainer
+
+    whole = run(tmp_path / "whole")
+    for name in ("checkpoint-2", "checkpoint-5"):  # within the first epoch, and within a later one
+        resumed = run(tmp_path / f"resumed-{name}", resume_from_checkpoint=str(tmp_path / "whole" / name))
+        first = int(name.rpartition("-")[2])
+        for line, expected in zip(resumed.state.log_history[first:7], whole.state.log_history[first:7], strict=True):
+            for key in (key for key in expected if not key.startswith("train_")):
+                assert line[key] == pytest.approx(expected[key], abs=1e-6), (expected["step"], key)
+        for (key, weight), other in zip(
+            whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(other, weight, atol=1e-6, rtol=1e-5, msg=key)
+        if whole.memory is not None:
+            assert torch.equal(whole.memory.product_keys, resumed.memory.product_keys)
+    assert check_folder(tmp_path / "whole" / "checkpoint-5") is None
+
+
+def test_learning_rates_of_their_own(fresh, shop, tmp_path):
+    rates = {"expert_learning_rate": 2e-3, "router_learning_rate": 3e-3, "temperature_learning_rate": 4e-3}
+    trainer = Moon2Trainer(fresh[0], arguments(tmp_path, weight_decay=0.1, **rates), shop, processing_class=fresh[1])
+    name_of = {weight: name for name, weight in fresh[0].named_parameters()}
+    groups = trainer.create_optimizer().param_groups
+    found = {name_of[weight]: (group["lr"], group["weight_decay"]) for group in groups for weight in group["params"]}
+    assert found.keys() == set(name_of.values())
+    layer = "language_model.layers.0"
+    assert found[f"{layer}.mlp.experts.down_proj"] == (2e-3, 0.1)
+    assert found[f"{layer}.mlp.gate.weight"] == (3e-3, 0.1)
+    assert found[f"{layer}.mlp.dual_alignment.weight"] == (3e-3, 0.0)
+    assert found["temperature.weight"] == (4e-3, 0.0)
+    assert found[f"{layer}.self_attn.q_proj.weight"] == (1e-3, 0.1)
+
+
+def test_a_fixed_temperature_stays_and_the_other_moves(fresh, shop, tmp_path):
+    options = {"inter_temperature": 0.05, "intra_temperature": 0.1, "learn_inter_temperature": False}
+    trainer = Moon2Trainer(fresh[0], arguments(tmp_path, max_steps=3, **options), shop, processing_class=fresh[1])
+    trainer.train()
+    inter, intra = fresh[0].temperature().tolist()
+    assert inter == pytest.approx(0.05) and intra != pytest.approx(0.1, abs=1e-5)
+
+
+def test_filtering_is_logged_and_can_be_off(fresh, shop, tmp_path):
+    options = {"max_steps": 4, "filter_threshold": 0.4, "filter_margin_start": 0.3}
+    trainer = Moon2Trainer(fresh[0], arguments(tmp_path, **options), shop, processing_class=fresh[1])
+    trainer.train()
+    lines = trainer.state.log_history[:4]
+    assert [line["filter/margin"] for line in lines] == sorted((line["filter/margin"] for line in lines), reverse=True)
+    assert all(0 <= line["filter/kept_share"] <= 1 and 0 < line["filter/mean_phi"] < 1 for line in lines)
+    off = arguments(tmp_path, max_steps=1, sample_filtering=False)
+    trainer = Moon2Trainer(fresh[0], off, shop, processing_class=fresh[1])
+    trainer.train()
+    assert not any(key.startswith("filter/") for key in trainer.state.log_history[0])
+
+
+@pytest.mark.parametrize("cached_chunk_size", [0, 3])
+def test_unreadable_pictures_are_left_out_and_named(fresh, shop, tmp_path, cached_chunk_size):
+    broken = {"bytes": b"no image", "path": None}
+    bad = {"p5", "p9", "p4"}  # p4 has no title: nothing of it is left
+    products = shop.products.map(lambda row: {"images": [broken]} if row["product_id"] in bad else {})
+    queries = shop.queries.map(lambda row: {"image": broken} if row["query_id"] == "q2" else {})  # nor of q2
+    data = join(products, queries)
+    options = {"max_steps": 4, "on_bad_image": "skip", "cached_chunk_size": cached_chunk_size, "negatives": "explicit"}
+    trainer = Moon2Trainer(fresh[0], arguments(tmp_path, **options), data, processing_class=fresh[1])
+    trainer.train()
+    assert trainer.unreadable == {"product p5, image 0", "product p9, image 0", "product p4, image 0", "query q2"}
+    assert all(np.isfinite(line["loss"]) for line in trainer.state.log_history[:4])
+    with pytest.raises(ValueError, match="unreadable image"):
+        stop = arguments(tmp_path, max_steps=4, cached_chunk_size=cached_chunk_size)
+        Moon2Trainer(fresh[0], stop, data, processing_class=fresh[1]).train()
 
 
 def train_fifty_steps(data, evaluation, folder, times_chance):
