@@ -16,7 +16,7 @@ setup(
     package_data={
         "modeling_moon2": ["py.typed"],
         "moon2_dataset": ["py.typed", "*.md"],
-        "moon2_training": ["py.typed", "*.md", "recipes/*.yaml"],
+        "moon2_training": ["py.typed", "*.md", "recipes/*.yaml", "recipes/accelerate/*.yaml"],
         "moon2_space": ["py.typed"],
     },
 )

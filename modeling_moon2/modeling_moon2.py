@@ -389,6 +389,39 @@ class Moon2VisionAttention(Qwen3VLVisionAttention):
         return self.proj(output)
 
 
+def vision_layout(
+    config: Moon2VisionConfig, grid_thw: torch.Tensor
+) -> dict[str, torch.Tensor | int | list[torch.Tensor] | None]:
+    """What the vision tower derives from the images' grids (num_images, 3) alone.
+
+    Its shapes depend on data. Made ahead of time on the host it spares a GPU several waits, and leaves a forward that
+    `torch.compile(fullgraph=True)` and `torch.export` can trace.
+    """
+    indices, weights = get_vision_interpolation_indices_and_weights(
+        grid_thw,
+        math.isqrt(config.num_position_embeddings),
+        mode="bilinear",
+        align_corners=True,
+        spatial_merge_size=config.spatial_merge_size,
+    )
+    cu_seqlens, max_seqlen = get_vision_attention_seqlens(grid_thw, config)
+    layout = {
+        "interp_indices": indices,  # (patches, 4)
+        "interp_weights": weights,  # (patches, 4)
+        "position_ids": get_vision_position_ids(grid_thw, config.spatial_merge_size),  # (patches, 2)
+        "cu_seqlens": cu_seqlens,  # (num_images + 1,)
+        "max_seqlen": max_seqlen,
+    }
+    if is_flash_attention_requested(config):
+        return layout
+    counts = grid_thw.prod(-1)
+    sizes = sorted(set(counts.tolist()))
+    starts = counts.cumsum(-1) - counts
+    offsets = torch.arange(max(sizes), device=starts.device)
+    buckets = [starts[counts == size, None] + offsets[:size] for size in sizes]  # per size (images, size)
+    return layout | {"buckets": sizes[0] if len(sizes) == 1 else buckets}
+
+
 class Moon2VisionModel(Qwen3VLVisionModel, Moon2PreTrainedModel):
     """Qwen3-VL's vision tower with the same weights, its per-image loops batched."""
 
@@ -403,34 +436,8 @@ class Moon2VisionModel(Qwen3VLVisionModel, Moon2PreTrainedModel):
         self.post_init()
 
     def layout(self, grid_thw: torch.Tensor) -> dict[str, torch.Tensor | int | list[torch.Tensor] | None]:
-        """What `forward` derives from the images' grids (num_images, 3) alone.
-
-        Its shapes depend on data. Made ahead of time on the host it spares a GPU several waits, and leaves a forward
-        that `torch.compile(fullgraph=True)` and `torch.export` can trace.
-        """
-        indices, weights = get_vision_interpolation_indices_and_weights(
-            grid_thw,
-            self.num_grid_per_side,
-            mode=self.interpolation_mode,
-            align_corners=self.interpolation_align_corners,
-            spatial_merge_size=self.spatial_merge_size,
-        )
-        cu_seqlens, max_seqlen = get_vision_attention_seqlens(grid_thw, self.config)
-        layout = {
-            "interp_indices": indices,  # (patches, 4)
-            "interp_weights": weights,  # (patches, 4)
-            "position_ids": get_vision_position_ids(grid_thw, self.spatial_merge_size),  # (patches, 2)
-            "cu_seqlens": cu_seqlens,  # (num_images + 1,)
-            "max_seqlen": max_seqlen,
-        }
-        if is_flash_attention_requested(self.config):
-            return layout
-        counts = grid_thw.prod(-1)
-        sizes = sorted(set(counts.tolist()))
-        starts = counts.cumsum(-1) - counts
-        offsets = torch.arange(max(sizes), device=starts.device)
-        buckets = [starts[counts == size, None] + offsets[:size] for size in sizes]  # per size (images, size)
-        return layout | {"buckets": sizes[0] if len(sizes) == 1 else buckets}
+        """[`vision_layout`] of images with grids grid_thw (num_images, 3)."""
+        return vision_layout(self.config, grid_thw)
 
     def forward(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, layout: dict | None = None, **kwargs):
         """Encode images.
@@ -491,7 +498,12 @@ class Moon2TextModel(Moon2PreTrainedModel):
         if position_ids is None:
             position_ids = multimodal_position_ids(attention_mask, attention_mask == 0, None, 1)
         causal_mask = create_causal_mask(
-            config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=None
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=None,
+            # to see that a batch has no padding the host would wait for the device in every step
+            allow_is_causal_skip=not self.training,
         )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
 
@@ -598,6 +610,35 @@ class Moon2Model(Moon2PreTrainedModel):
                 expert_choices=expert_choices,
                 **kwargs,
             )
+        return self._embed(
+            input_ids,
+            attention_mask,
+            pixel_values,
+            image_grid_thw,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            field_ids=field_ids,
+            image_layout=image_layout,
+            expert_choices=expert_choices,
+            **kwargs,
+        )
+
+    def _embed(
+        self,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+        pixel_values: torch.FloatTensor | None,
+        image_grid_thw: torch.LongTensor | None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        field_ids: torch.Tensor | None = None,
+        image_layout: dict | None = None,
+        expert_choices: torch.Tensor | None = None,
+        **kwargs,
+    ) -> Moon2Output:
+        """What `forward` does without `return_views`; apart from it, for wrappers of `forward` such as accelerate's
+        autocast cannot be entered twice.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         embed = self.get_input_embeddings()
@@ -651,8 +692,12 @@ class Moon2Model(Moon2PreTrainedModel):
         size = vision.spatial_merge_size
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         pixels = torch.zeros(size * size, width, device=self.visual.device)
-        grid = torch.tensor([[1, size, size]], device=self.visual.device)
-        images = self.get_image_features(pixels, grid, return_dict=True)
+        grid = torch.tensor([[1, size, size]])
+        layout = {
+            name: value.to(pixels.device) if isinstance(value, torch.Tensor) else value
+            for name, value in self.visual.layout(grid).items()
+        }
+        images = self.get_image_features(pixels, grid, layout=layout, return_dict=True)
         return 0 * sum(features.sum() for features in (images.pooler_output, *images.deepstack_features))
 
     def encode_views(
@@ -694,7 +739,7 @@ class Moon2Model(Moon2PreTrainedModel):
         both = (has_text & has_image).unsqueeze(-1)
 
         joint_choices, text_choices = (None, None) if expert_choices is None else expert_choices
-        joint = self.forward(
+        joint = self._embed(
             input_ids,
             attention_mask,
             pixel_values,
@@ -702,7 +747,6 @@ class Moon2Model(Moon2PreTrainedModel):
             field_ids=field_ids,
             image_layout=image_layout,
             expert_choices=joint_choices,
-            return_dict=True,
             **kwargs,
         )
         text_fields = field_ids
@@ -761,4 +805,5 @@ __all__ = [
     "Moon2VisionModel",
     "multimodal_position_ids",
     "routing_sums",
+    "vision_layout",
 ]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from modeling_moon2 import Moon2Processor
+from modeling_moon2 import Moon2Processor, Moon2VisionConfig
+from modeling_moon2.modeling_moon2 import vision_layout
 
 from .triplets import Item, Triplet
 
@@ -16,16 +17,18 @@ class Moon2Collator:
 
     Args:
         processor: the model's processor.
+        vision_config: of the model; with it `image_layout` is made here, on the host, and the model need not wait.
 
     Returns (of a call):
-        What the processor returns for all rows; `max_text_length`, host-side; and the keys of
+        What the processor returns for all rows; `max_text_length`, host-side; `image_layout`; and the keys of
         [`DualLevelAlignmentLoss`]: `product_keys` and `title_keys` (B or 2B,) of [p, (n)], and `positive_keys` (B, P),
         every product known to be right for each query, padded with 0. `unreadable`, if there are any, names the
         pictures that were left out.
     """
 
-    def __init__(self, processor: Moon2Processor) -> None:
+    def __init__(self, processor: Moon2Processor, vision_config: Moon2VisionConfig | None = None) -> None:
         self.processor = processor
+        self.vision_config = vision_config
 
     def __call__(self, triplets: Sequence[Triplet]) -> dict[str, torch.Tensor | int]:
         roles: list[list[Item]] = [[t.query for t in triplets], [t.positive for t in triplets]]
@@ -40,6 +43,8 @@ class Moon2Collator:
             image_ends = (batch["input_ids"] == self.processor.vision_end_token_id).long()
             image_part = image_ends.flip(-1).cumsum(-1).clamp(max=1).sum(-1)  # (rows,) tokens up to the last image
             tokens = tokens - image_part
+            if self.vision_config is not None:
+                batch["image_layout"] = vision_layout(self.vision_config, batch["image_grid_thw"])
         unreadable = [name for triplet in triplets for name in triplet.unreadable]
         return {
             **batch,

@@ -218,11 +218,12 @@ class Encoder:
             raise
 
 
-def load_encoder(model_id: str | os.PathLike) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a model, in evaluation mode, and its processor onto the accelerator, or the CPU where there is none.
 
     Args:
         model_id: folder of a saved model, or its id on the Hub.
+        options: for `AutoModel.from_pretrained`, such as attn_implementation.
 
     Raises:
         FileNotFoundError: there is no model in the folder, or none of that name on the Hub.
@@ -236,10 +237,11 @@ def load_encoder(model_id: str | os.PathLike) -> tuple[PreTrainedModel, Processo
         raise FileNotFoundError(f"{model_id}: no such folder, and no model of that name on the Hub") from error
     if config.model_type != Moon2Config.model_type:
         raise ValueError(f"{model_id}: holds a {config.model_type} model; give a MOON2.0 one")
-    model = AutoModel.from_pretrained(model_id, trust_remote_code=True)
+    model = AutoModel.from_pretrained(model_id, trust_remote_code=True, **options)
     processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return model.to(device).eval(), processor
+    if "device_map" not in options:
+        model = model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+    return model.eval(), processor
 
 
 def _name(item: dict[str, Any], row: int) -> str:

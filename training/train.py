@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import set_seed
-from trl import TrlParser
+from trl import ModelConfig, TrlParser, get_quantization_config
 
 from modeling_moon2 import Moon2Model, Moon2Processor
 from moon2_dataset import ProductQueries, load_product_queries
@@ -82,9 +83,14 @@ def fit(
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     seconds = time.perf_counter() - begin
+    if not isinstance(model, Moon2Model):  # what is saved loads without PEFT; checkpoints hold the adapters
+        from .lora import merge_adapters
+
+        model = trainer.model = merge_adapters(model)
     trainer.save_model()
     trainer.save_state()
-    triplets = trainer.state.global_step * arguments.train_batch_size * arguments.gradient_accumulation_steps
+    batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    triplets = trainer.state.global_step * batch_size
     results = {
         "training": {
             "steps": trainer.state.global_step,
@@ -100,8 +106,8 @@ def fit(
         results |= evaluate(
             model, processor, eval_data.products, eval_data.queries, batch_size=arguments.eval_batch_size
         )
-    write_json(results, Path(arguments.output_dir) / "results.json")
-    if isinstance(model, Moon2Model):  # adapters have a card of their own, by PEFT
+    if trainer.is_world_process_zero():
+        write_json(results, Path(arguments.output_dir) / "results.json")
         write_model_card(arguments.output_dir)
     return results
 
@@ -109,21 +115,36 @@ def fit(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `moon2 train`."""
     parser = TrlParser(
-        (TrainArguments, Moon2TrainingArguments, MiniConfig),
+        (TrainArguments, Moon2TrainingArguments, MiniConfig, ModelConfig),
         prog="moon2 train",
         description="Fit a MOON2.0 model to a catalogue and a click log.",
     )
-    script, arguments, mini = parser.parse_args_and_config(argv)
-    if script.model is not None and mini != MiniConfig():
-        given = [f.name for f in fields(MiniConfig) if getattr(mini, f.name) != f.default]
+    parser.set_defaults(lora_dropout=0.0)  # adapters on experts can have none
+    script, arguments, mini, options = parser.parse_args_and_config(argv)
+    if script.model is not None and mini != (default := MiniConfig()):
+        given = [f.name for f in fields(MiniConfig) if getattr(mini, f.name) != getattr(default, f.name)]
         raise ValueError(f"--{given[0]} shapes a model from scratch, but --model={script.model} is given; drop one")
     data = load_product_queries(script.products, script.queries)
     eval_data = None
     if script.eval_products is not None:
         eval_data = load_product_queries(script.eval_products, script.eval_queries)
     set_seed(arguments.seed)
-    model, processor = build_mini(mini, product_texts(data)) if script.model is None else load_encoder(script.model)
-    model.float()  # in bfloat16 weights, steps of 1e-5 would be rounded away; --bf16 computes in it all the same
+    if script.model is None:
+        model, processor = build_mini(mini, product_texts(data))
+    else:
+        quantization = get_quantization_config(options)
+        placing = (
+            {"quantization_config": quantization, "device_map": {"": PartialState().local_process_index}}
+            if quantization
+            else {}
+        )
+        model, processor = load_encoder(script.model, attn_implementation=options.attn_implementation, **placing)
+    if not (options.load_in_4bit or options.load_in_8bit):
+        model.float()  # in bfloat16 weights, steps of 1e-5 would be rounded away; --bf16 computes in it all the same
+    if options.use_peft:
+        from .lora import add_adapters  # PEFT is an extra
+
+        model = add_adapters(model, options)
     datasets = [Path(source).name for source in (*script.products, *script.queries)]  # a card names no folders
     results = fit(model, processor, arguments, data, eval_data, datasets)
     training = results["training"]

@@ -165,7 +165,8 @@ class Moon2Trainer(Trainer):
             for i, start in enumerate(starts):
                 if start is not None:
                     model.temperature.weight[i] = math.log(start)
-        self.learn_temperature = (args.learn_inter_temperature, args.learn_intra_temperature)
+        learn = (args.learn_inter_temperature, args.learn_intra_temperature)
+        self.learn_temperature = None if all(learn) else torch.tensor(learn, device=args.device)
         self.objective_log = ObjectiveLog()
         self.unreadable: set[str] = set()  # pictures that were left out
         self.provenance = read_provenance(model.config._name_or_path) | {
@@ -189,7 +190,7 @@ class Moon2Trainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=Moon2Collator(processing_class),
+            data_collator=Moon2Collator(processing_class, model.config.vision_config),
             train_dataset=triplets,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -269,11 +270,9 @@ class Moon2Trainer(Trainer):
 
     def _score(self, outputs: Moon2ViewsOutput, keys: dict[str, torch.Tensor]) -> DualLevelLossOutput:
         """The loss of a batch at the present step."""
-        learn = torch.tensor(self.learn_temperature)
-        if not learn.all():
+        if self.learn_temperature is not None:
             temperatures = outputs.temperatures
-            learn = learn.to(temperatures.device)
-            outputs.temperatures = torch.where(learn, temperatures, temperatures.detach())
+            outputs.temperatures = torch.where(self.learn_temperature, temperatures, temperatures.detach())
         step = self.state.global_step
         remembers = self.memory is not None and step >= self.args.memory_warmup_steps
         return self.alignment_loss(

@@ -30,9 +30,7 @@ class Moon2TrainingArguments(TrainingArguments):
     )
     objective_weighting: str = field(
         default="learned",
-        metadata={
-            "help": "learned: M·ω from the dual-alignment matrix; uniform: 1 each; balanced: by the objectives' losses."
-        },
+        metadata={"help": "learned: M·ω from the dual-alignment matrix; uniform: 1 each; balanced: by the losses."},
     )
     objective_floor: float = field(
         default=0.0, metadata={"help": "Share of every learned objective weight that is kept uniform, 0 to 1."}
@@ -127,6 +125,10 @@ class Moon2TrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Items per forward when scoring."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Leave NaN and Inf out of the logged mean; it waits for the device every step."},
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the collator needs every column."})
 
     def __post_init__(self):

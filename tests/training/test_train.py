@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoProcessor
 
+from moon2_training.push import check_folder
 from moon2_training.train import main, product_texts
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "moe_intermediate_size": 16,
@@ -39,6 +42,26 @@ def test_a_recipe_trains_scores_and_saves(recipe, tmp_path, capsys):
     recipe.write_text(yaml.safe_dump(settings | {"model": str(tmp_path / "out")}))
     main(["--config", str(recipe), "--output_dir", str(tmp_path / "further")])
     assert (tmp_path / "further" / "model.safetensors").exists()
+
+
+def test_adapters_are_trained_and_merged(recipe, tmp_path):
+    main(["--config", str(recipe)])
+    settings = {name: value for name, value in yaml.safe_load(recipe.read_text()).items() if name not in SHAPE}
+    recipe.write_text(yaml.safe_dump(settings | {"model": str(tmp_path / "out")}))
+    further = tmp_path / "further"
+    main(["--config", str(recipe), "--output_dir", str(further), "--use_peft", "true", "--lora_r", "2",
+          "--learning_rate", "0.01"])  # fmt: skip
+    check_folder(further)
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("out", "further"))
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = ("q_proj", "experts.down_proj", "gate.weight", "dual_alignment", "temperature")
+    assert all(any(part in name for name in moved) for part in parts)
+    assert not any("visual" in name or "embed_tokens" in name for name in moved)
+    provenance = json.loads((further / "provenance.json").read_text())
+    assert provenance["datasets"] == ["products.parquet", "queries.parquet"]
+    with pytest.raises(ValueError, match="adapters on experts have none; give 0"):
+        main(["--config", str(recipe), "--use_peft", "true", "--lora_dropout", "0.1"])
 
 
 def test_shape_flags_do_not_go_with_a_given_model(recipe):

@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
 
 from moon2_dataset import join, load_product_queries
@@ -270,6 +271,72 @@ def test_unreadable_pictures_are_left_out_and_named(fresh, shop, tmp_path, cache
     with pytest.raises(ValueError, match="unreadable image"):
         stop = arguments(tmp_path, max_steps=4, cached_chunk_size=cached_chunk_size)
         Moon2Trainer(fresh[0], stop, data, processing_class=fresh[1]).train()
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU: values read, and results whose shape depends on data."""
+
+    SHAPED_BY_DATA = ("nonzero", "repeat_interleave.Tensor", "masked_select", "unique", "_local_scalar_dense")
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.waits = []
+        for name in ("tolist", "numpy"):
+            original = getattr(torch.Tensor, name)
+            monkeypatch.setattr(torch.Tensor, name, self.counting(name, original))
+
+    def counting(self, name, original):
+        def call(*args, **kwargs):
+            self.waits.append(name)
+            return original(*args, **kwargs)
+
+        return call
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in str(func) for name in self.SHAPED_BY_DATA):
+            self.waits.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"negatives": "explicit", "memory_size": 24}], ids=["plain", "with memory"])
+def test_a_step_never_waits_for_the_device(fresh, shop, tmp_path, monkeypatch, options):
+    trainer = Moon2Trainer(fresh[0], arguments(tmp_path, **options), shop, processing_class=fresh[1])
+    trainer.state.max_steps = 10
+    trainer.create_optimizer()
+    batches = iter(trainer.get_train_dataloader())
+    first, second = next(batches), next(batches)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.training_step(fresh[0], first)  # hooks are installed in the first step
+    counter = CountWaits(monkeypatch)
+    with counter:
+        inputs = trainer._prepare_inputs(second)
+        trainer.training_step(fresh[0], inputs)
+        trainer.optimizer.step()
+    assert not counter.waits
+    with counter:
+        fresh[0](**fresh[1](text=["mug"], images=[second["pixel_values"].new_zeros(32, 32, 3)]))
+    assert counter.waits  # without the layout that the collator makes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"torch_compile": True, "torch_compile_backend": "eager"},
+        {"bf16": True},
+        {"bf16": True, "cached_chunk_size": 4},
+    ],
+    ids=["compiled", "bf16", "bf16 cached"],
+)
+def test_other_ways_to_compute_follow_the_same_path(tiny, shop, tmp_path, options):
+    losses = []
+    for changes in ({}, options):
+        trainer = Moon2Trainer(
+            copy.deepcopy(tiny[0]), arguments(tmp_path, max_steps=3, **changes), shop, processing_class=tiny[1]
+        )
+        trainer.train()
+        assert not torch.is_autocast_enabled("cpu")  # nothing is left of it outside
+        losses.append([line["loss"] for line in trainer.state.log_history[:3]])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02 if "bf16" in options else 1e-5)
 
 
 def train_fifty_steps(data, evaluation, folder, times_chance):
