@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from .losses import VIEWS, DualLevelAlignmentLoss, DualLevelLossOutput
 from .memory_queue import MemoryQueue
 from .sampler import LeafBatchSampler
 from .trainer_config import Moon2TrainingArguments
+from .training_report import TrainingReportCallback
 from .triplets import TripletDataset, TripletKey
 
 MEMORY = "memory.safetensors"  # of a checkpoint: the queue of earlier items
@@ -200,6 +202,8 @@ class Moon2Trainer(Trainer):
         self.chunk_reader = (
             None if triplets is None else ChunkReader(triplets.__getitem__, self.data_collator, threads)
         )
+        if find_spec("matplotlib") is not None:
+            self.add_callback(TrainingReportCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(CompactProgressCallback)
 
