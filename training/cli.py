@@ -22,6 +22,7 @@ class Verb(NamedTuple):
 VERBS = {
     "convert": Verb("moon2_training.convert:main", "make a MOON2.0 encoder of a dense Qwen3-VL checkpoint"),
     "adapt": Verb("moon2_training.adapt:main", "train a generative Qwen3-VL on products before it is converted"),
+    "validate": Verb("moon2_training.validate:main", "look through a data set and a recipe before a long run"),
     "train": Verb("moon2_training.train:main", "fit an encoder to a catalogue and its click log"),
     "evaluate": Verb("moon2_training.evaluate:main", "score an encoder: retrieval, classification, attributes"),
     "push": Verb("moon2_training.push:main", "put a saved encoder on the Hub"),

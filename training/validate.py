@@ -1,0 +1,273 @@
+"""`moon2 validate`: look through a data set and a recipe before a long run, with the arguments of `moon2 train`."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoProcessor, set_seed
+from trl import ModelConfig, TrlParser
+
+from modeling_moon2 import Moon2Model, Moon2Processor
+from modeling_moon2.processing_moon2 import load_image, text_parts
+from moon2_dataset import ProductQueries, load_product_queries
+
+from .encode import load_encoder
+from .losses import OBJECTIVES
+from .mini import MiniConfig, build_mini
+from .train import SHOWN_NAMES, TrainArguments, product_texts
+from .trainer import Moon2Trainer
+from .trainer_config import Moon2TrainingArguments
+
+IMAGES = ("sample", "all", "none")
+SAMPLE = 1000  # products whose pictures are opened, titles that are measured
+BYTES_PER_PARAMETER = 16  # float32 weight and gradient, and AdamW's two moments
+TIMED_PARAMETERS = 200_000_000  # larger models are timed only where there is a GPU
+TIMED_STEPS = 3
+
+
+@dataclass
+class ValidateArguments:
+    """What `moon2 validate` looks at, beside the arguments of `moon2 train`.
+
+    Raises:
+        ValueError: an argument has no meaning; the message gives the allowed values.
+    """
+
+    images: str = field(
+        default="sample", metadata={"help": f"Whose pictures to open: sample ({SAMPLE:,} products), all, or none."}
+    )
+
+    def __post_init__(self):
+        if self.images not in IMAGES:
+            raise ValueError(f"images={self.images!r}; give one of {', '.join(IMAGES)}")
+
+
+class DataCounts(NamedTuple):
+    """What a data set holds and lacks.
+
+    Attributes:
+        products, queries, query_rows, leaves: how many; rows with one query_id are one query.
+        without_image, without_title: products.
+        without_text, without_photo: query rows; a photo is made from the product's picture where there is one.
+        repeated_titles: products that share their normalised title with another.
+        serving: for each objective, the query rows that can serve it.
+    """
+
+    products: int
+    queries: int
+    query_rows: int
+    leaves: int
+    without_image: int
+    without_title: int
+    without_text: int
+    without_photo: int
+    repeated_titles: int
+    serving: dict[str, int]
+
+
+def count_data(data: ProductQueries, explicit_negatives: bool = False) -> DataCounts:
+    """Count what a data set holds; reads no picture.
+
+    Args:
+        data: catalogue and queries.
+        explicit_negatives: whether every query brings a negative of its own, which intra_negative needs.
+    """
+    product_columns = data.products.select_columns(["title", "images"]).with_format("arrow")[:]
+    has_title = _has_text(product_columns["title"].to_pylist())
+    has_image = pc.list_value_length(product_columns["images"]).fill_null(0).to_numpy() > 0
+    query_columns = data.queries.select_columns(["text", "image"]).with_format("arrow")[:]
+    has_text, has_photo = _has_text(query_columns["text"].to_pylist()), query_columns["image"].is_valid().to_numpy()
+    positive = data.positive_row
+    photo = has_photo | has_image[positive]
+    both = has_title & has_image
+    rows = (has_text, photo, has_text & photo, both[positive], np.full(len(positive), explicit_negatives))
+    _, sizes = np.unique(data.title_key[has_title], return_counts=True)
+    return DataCounts(
+        products=len(data.products),
+        queries=len(data.positives),
+        query_rows=len(data.queries),
+        leaves=len(np.unique(data.leaf)),
+        without_image=int((~has_image).sum()),
+        without_title=int((~has_title).sum()),
+        without_text=int((~has_text).sum()),
+        without_photo=int((~has_photo).sum()),
+        repeated_titles=int(sizes[sizes > 1].sum()),
+        serving=dict(zip(OBJECTIVES, (int(mask.sum()) for mask in rows), strict=True)),
+    )
+
+
+def find_unreadable(data: ProductQueries, images: str = "sample", progress: bool = True) -> list[str]:
+    """Names of the pictures that cannot be read, of products and of queries.
+
+    Args:
+        data: catalogue and queries.
+        images: "all", or "sample" for a thousand of each.
+        progress: show a bar.
+    """
+    unreadable: list[str] = []
+    for table, id_column, column, kind in (
+        (data.products, "product_id", "images", "product"),
+        (data.queries, "query_id", "image", "query"),
+    ):
+        rows = range(len(table))
+        if images == "sample":
+            rows = sorted(random.Random(0).sample(rows, min(SAMPLE, len(rows))))
+        table = table.select_columns([id_column, column])
+
+        def look(row: int, table=table, id_column=id_column, column=column, kind=kind) -> list[str]:
+            given = table[row]
+            pictures = given[column] if isinstance(given[column], list) else [given[column]]
+            bad = []
+            for number, picture in enumerate(pictures):
+                try:
+                    if picture is not None:
+                        load_image(picture)
+                except ValueError as error:
+                    where = f", image {number}" if kind == "product" else ""
+                    bad.append(f"{kind} {given[id_column]}{where} ({error})")
+            return bad
+
+        with ThreadPoolExecutor() as threads:
+            for bad in tqdm(_bounded_map(threads, look, rows), total=len(rows), unit=kind, disable=not progress):
+                unreadable += bad
+    return unreadable
+
+
+def count_steps(arguments: Moon2TrainingArguments, query_rows: int) -> tuple[int, int]:
+    """(steps of an epoch, steps of the training), as the Trainer counts them."""
+    batches = query_rows // (arguments.train_batch_size * arguments.world_size)
+    per_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+    if arguments.max_steps > 0:
+        return per_epoch, arguments.max_steps
+    return per_epoch, math.ceil(arguments.num_train_epochs * per_epoch)
+
+
+def share_of_cut_titles(data: ProductQueries, processor: Moon2Processor) -> float:
+    """Share of titles, of a sample, that are longer than the tokenizer's limit even without a picture."""
+    rows = sorted(random.Random(0).sample(range(len(data.products)), min(SAMPLE, len(data.products))))
+    titles = [title for title in data.products.select(rows)["title"] if title and title.strip()]
+    if not titles:
+        return 0.0
+    lengths = [len(ids) for ids in processor.tokenizer(titles, add_special_tokens=False, verbose=False)["input_ids"]]
+    return sum(length > processor.tokenizer.model_max_length for length in lengths) / len(lengths)
+
+
+def seconds_per_step(trainer: Moon2Trainer) -> float:
+    """Median time of a forward and backward over real batches, reading included; changes nothing but gradients."""
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    trainer.state.max_steps = 1
+    model, times = trainer.model.to(trainer.args.device), []
+    batches = iter(trainer.get_train_dataloader())
+    for _ in range(TIMED_STEPS * trainer.args.gradient_accumulation_steps):
+        begin = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            break
+        trainer.training_step(model, batch).item()
+        times.append(time.perf_counter() - begin)
+    model.zero_grad()
+    times = times[1:] or times  # the first one warms up
+    return statistics.median(times) * trainer.args.gradient_accumulation_steps
+
+
+def _bounded_map(threads: ThreadPoolExecutor, function, rows: Sequence[int]) -> Iterator[list[str]]:
+    """`threads.map` that holds a bounded number of results."""
+    rows = iter(rows)
+    while window := list(islice(rows, 256)):
+        yield from threads.map(function, window)
+
+
+def _has_text(texts: list[str | None]) -> np.ndarray:
+    return np.array([bool(text_parts(text)) for text in texts], dtype=bool)
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} ({100 * count / max(total, 1):.1f} %)"
+
+
+def format_counts(counts: DataCounts, arguments: Moon2TrainingArguments) -> str:
+    """Write counts as plain text."""
+    products, rows = counts.products, counts.query_rows
+    lines = [
+        f"{products:,} products in {counts.leaves:,} leaf categories; {counts.queries:,} queries in {rows:,} rows",
+        f"  products without image    {_share(counts.without_image, products)}",
+        f"  products without title    {_share(counts.without_title, products)}",
+        f"  products of shared titles {_share(counts.repeated_titles, products)}: never negatives of one another",
+        f"  query rows without text   {_share(counts.without_text, rows)}",
+        f"  query rows without image  {_share(counts.without_photo, rows)}: made from the product's picture",
+        "query rows that can serve an objective:",
+    ]
+    lines += [f"  {name:<25} {_share(counts.serving[name], rows)}" for name in arguments.objectives]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `moon2 validate`: print the report; an error at its end if training would fail."""
+    parser = TrlParser(
+        (ValidateArguments, TrainArguments, Moon2TrainingArguments, MiniConfig, ModelConfig),
+        prog="moon2 validate",
+        description="Look through a data set and a recipe before a long run.",
+    )
+    options, script, arguments, mini, _ = parser.parse_args_and_config(argv)
+    data = load_product_queries(script.products, script.queries)
+    if script.eval_products is not None:
+        held_out = load_product_queries(script.eval_products, script.eval_queries)
+        print(f"evaluation: {len(held_out.products):,} products, {len(held_out.queries):,} query rows\n")
+    counts = count_data(data, arguments.negatives == "explicit")
+    print(format_counts(counts, arguments))
+
+    unreadable = [] if options.images == "none" else find_unreadable(data, options.images, not arguments.disable_tqdm)
+    if options.images != "none":
+        which = (
+            "all pictures" if options.images == "all" else f"pictures of a sample of {SAMPLE:,} products and queries"
+        )
+        print(f"{which}: {len(unreadable):,} cannot be read")
+        print("\n".join(f"  {name}" for name in unreadable[:SHOWN_NAMES]))
+
+    set_seed(arguments.seed)
+    if script.model is None:
+        model, processor = build_mini(mini, product_texts(data))
+    else:
+        processor = AutoProcessor.from_pretrained(script.model, trust_remote_code=True)
+        config = AutoConfig.from_pretrained(script.model, trust_remote_code=True)
+        with torch.device("meta"):
+            model = Moon2Model(config)
+    parameters = model.num_parameters()
+    print(f"titles longer than the tokenizer's limit: {100 * share_of_cut_titles(data, processor):.1f} % of a sample")
+    memory = parameters * BYTES_PER_PARAMETER / 1e9
+    print(f"{parameters / 1e6:,.1f} M parameters: {memory:,.2f} GB for weights, gradients and AdamW's moments")
+    print(f"  ({BYTES_PER_PARAMETER} bytes each), activations apart; adapters need less")
+    per_epoch, steps = count_steps(arguments, counts.query_rows)
+    print(f"{per_epoch:,} steps an epoch, {steps:,} in all")
+
+    failing = []
+    if counts.query_rows < arguments.train_batch_size:
+        failing.append(f"{counts.query_rows:,} query rows do not fill one batch of {arguments.train_batch_size}")
+    if unreadable and arguments.on_bad_image == "raise":
+        failing.append(f"{len(unreadable):,} pictures cannot be read; mend them, or give --on_bad_image skip")
+    if not failing:
+        on_gpu = arguments.device.type != "cpu"
+        if parameters < TIMED_PARAMETERS or on_gpu:
+            if script.model is not None:
+                model, processor = load_encoder(script.model)
+            trainer = Moon2Trainer(model.float(), arguments, train_dataset=data, processing_class=processor)
+            seconds = seconds_per_step(trainer)
+            hours = steps * seconds / 3600
+            print(f"{seconds:.2f} s a step on {arguments.device.type}, measured: about {hours:.1f} hours")
+        else:
+            print("how long it takes is not told here: so large a model is timed only on a GPU")
+    if failing:
+        raise ValueError("training would fail: " + "; ".join(failing))
+    print("nothing stands in the way")
