@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,6 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from transformers import set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from modeling_moon2 import Moon2Model, Moon2Processor
@@ -60,6 +63,23 @@ def product_texts(data: ProductQueries) -> Iterator[str]:
         yield from (attribute["value"] for attribute in attributes)
 
 
+def last_checkpoint(folder: str | os.PathLike) -> str | None:
+    """The newest whole checkpoint of a run; what a killed run was just writing lacks its state, which comes last.
+
+    Args:
+        folder: of the run.
+    """
+    checkpoints = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    numbered = sorted((int(path.name.rpartition("-")[2]), path) for path in checkpoints)
+    for _, path in reversed(numbered):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
+
+
 def fit(
     model: Moon2Model,
     processor: Moon2Processor,
@@ -80,8 +100,11 @@ def fit(
     trainer = Moon2Trainer(model, arguments, train_dataset=data, eval_dataset=eval_data, processing_class=processor)
     if datasets:
         trainer.provenance["datasets"] = list(datasets)
+    checkpoint = arguments.resume_from_checkpoint
+    if checkpoint in (True, "true", "last"):
+        checkpoint = last_checkpoint(arguments.output_dir)
     begin = time.perf_counter()
-    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - begin
     if not isinstance(model, Moon2Model):  # what is saved loads without PEFT; checkpoints hold the adapters
         from .lora import merge_adapters

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -9,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from moon2_training.push import check_folder
-from moon2_training.train import main, product_texts
+from moon2_training.train import last_checkpoint, main, product_texts
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "moe_intermediate_size": 16,
          "vision_hidden_size": 32, "vision_depth": 2, "image_size": 32, "vocab_size": 300}  # fmt: skip
@@ -62,6 +67,33 @@ def test_adapters_are_trained_and_merged(recipe, tmp_path):
     assert provenance["datasets"] == ["products.parquet", "queries.parquet"]
     with pytest.raises(ValueError, match="adapters on experts have none; give 0"):
         main(["--config", str(recipe), "--use_peft", "true", "--lora_dropout", "0.1"])
+
+
+def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(recipe, tmp_path):
+    options = ["--max_steps", "12", "--save_strategy", "steps", "--save_steps", "1", "--memory_size", "8"]
+    main(["--config", str(recipe), *options, "--output_dir", str(tmp_path / "whole")])
+
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "moon2_training.cli", "train", "--config", recipe, *options,
+               "--output_dir", killed, "--resume_from_checkpoint", "last"]  # fmt: skip
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+        while process.poll() is None and not (killed / "checkpoint-4" / "config.json").is_file():
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()[-3000:]
+    (killed / "checkpoint-99").mkdir()  # one that was just begun
+    assert last_checkpoint(killed) in {str(killed / f"checkpoint-{step}") for step in range(3, 12)}
+    main(["--config", str(recipe), *options, "--output_dir", str(killed), "--resume_from_checkpoint", "last"])
+
+    histories = [
+        json.loads((tmp_path / run / "trainer_state.json").read_text())["log_history"] for run in ("whole", "killed")
+    ]
+    for one, other in zip(*([line for line in h if "loss" in line] for h in histories), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-6) and other["step"] == one["step"]
+    one, other = (load_file(tmp_path / run / "model.safetensors") for run in ("whole", "killed"))
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
 
 
 def test_shape_flags_do_not_go_with_a_given_model(recipe):
