@@ -23,12 +23,14 @@ from .gathering import num_processes
 from .hub_folder import changed_arguments, complete_hub_folder, read_provenance
 from .losses import VIEWS, DualLevelAlignmentLoss, DualLevelLossOutput
 from .memory_queue import MemoryQueue
+from .mining import mine_negatives
 from .sampler import LeafBatchSampler
 from .trainer_config import Moon2TrainingArguments
 from .training_report import TrainingReportCallback
 from .triplets import TripletDataset, TripletKey
 
 MEMORY = "memory.safetensors"  # of a checkpoint: the queue of earlier items
+MINED = "mined.safetensors"  # of a checkpoint: the hard negatives of each product
 
 
 class ObjectiveLog:
@@ -90,6 +92,12 @@ class CompactProgressCallback(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         overall = {key: value for key, value in (logs or {}).items() if "/" not in key}
         super().on_log(args, state, control, logs=overall, **kwargs)
+
+
+def _load_state(file: Path, argument: str) -> dict[str, torch.Tensor]:
+    if not file.is_file():
+        raise ValueError(f"{file} is not there: the run had none; resume with {argument}=0, or start anew")
+    return load_file(file)
 
 
 class _Keys(Dataset):
@@ -170,6 +178,7 @@ class Moon2Trainer(Trainer):
         learn = (args.learn_inter_temperature, args.learn_intra_temperature)
         self.learn_temperature = None if all(learn) else torch.tensor(learn, device=args.device)
         self.objective_log = ObjectiveLog()
+        self._mined_at = -1  # step of the last search
         self.unreadable: set[str] = set()  # pictures that were left out
         self.provenance = read_provenance(model.config._name_or_path) | {
             "training": changed_arguments(args, Moon2TrainingArguments())
@@ -188,6 +197,7 @@ class Moon2Trainer(Trainer):
                 item_text_fields=tuple(args.item_text_fields),
                 max_images_per_item=args.max_images_per_item,
                 on_bad_image=args.on_bad_image,
+                mined_per_product=args.mined_per_product if args.mine_every_steps else 0,
             )
         super().__init__(
             model=model,
@@ -244,6 +254,7 @@ class Moon2Trainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """One forward and backward; chunk by chunk if the loss is cached."""
+        self._mine(model)
         if not self.args.cached_chunk_size:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -294,6 +305,22 @@ class Moon2Trainer(Trainer):
             items = result.items
             self.memory.push(*items[:-1], step=self.state.global_step)
 
+    def _mine(self, model) -> None:
+        """Search for hard negatives, if it is time and has not been done at this step."""
+        step, every = self.state.global_step, self.args.mine_every_steps
+        if not every or step % every or step == self._mined_at:
+            return
+        self._mined_at = step
+        found = mine_negatives(
+            self.accelerator.unwrap_model(model),
+            self.processing_class,
+            self.train_dataset.data,
+            self.args.mined_per_product,
+            self.args.per_device_eval_batch_size,
+            progress=not self.args.disable_tqdm,
+        )
+        self.train_dataset.mined.copy_(found)
+
     def create_optimizer(self, model=None):
         """The optimizer of `TrainingArguments`, with learning rates of their own for experts, gate and W*, ε."""
         own_rates = {
@@ -324,21 +351,23 @@ class Moon2Trainer(Trainer):
         return self.optimizer
 
     def _save_checkpoint(self, model, trial) -> None:
-        if self.memory is not None and self.args.should_save:  # first, so that a checkpoint that looks whole is whole
+        if self.args.should_save:  # first, so that a checkpoint that looks whole is whole
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(self.memory.state_dict(), folder / MEMORY)
+            if self.memory is not None:
+                save_file(self.memory.state_dict(), folder / MEMORY)
+            if self.args.mine_every_steps:
+                save_file({"mined": self.train_dataset.mined}, folder / MINED)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.memory is not None:
-            file = Path(checkpoint) / MEMORY
-            if not file.is_file():
-                raise ValueError(
-                    f"{file} is not there: the run had no memory; resume with memory_size=0, or start anew"
-                )
-            self.memory.load_state_dict(load_file(file))
+        if checkpoint is None:
+            return
+        if self.memory is not None:
+            self.memory.load_state_dict(_load_state(Path(checkpoint) / MEMORY, "memory_size"))
+        if self.args.mine_every_steps:
+            self.train_dataset.mined.copy_(_load_state(Path(checkpoint) / MINED, "mine_every_steps")["mined"])
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -53,6 +53,14 @@ class Moon2TrainingArguments(TrainingArguments):
             "where queries are ambiguous."
         },
     )
+    mine_every_steps: int = field(
+        default=0,
+        metadata={
+            "help": "explicit: steps between two searches, with the model as it stands, for the products most like "
+            "each positive; its negative is one of them. 0 is off."
+        },
+    )
+    mined_per_product: int = field(default=16, metadata={"help": "Mined negatives kept for each product."})
     gather_negatives: bool = field(
         default=True,
         metadata={
@@ -149,6 +157,10 @@ class Moon2TrainingArguments(TrainingArguments):
                 f"cached_chunk_size={self.cached_chunk_size}; give 1 to "
                 f"per_device_train_batch_size={self.per_device_train_batch_size}, or 0"
             )
+        if self.mine_every_steps < 0 or self.mined_per_product < 1:
+            raise ValueError("mine_every_steps is 0 or more, mined_per_product 1 or more")
+        if self.mine_every_steps and self.negatives != "explicit":
+            raise ValueError(f"mine_every_steps={self.mine_every_steps} needs negatives=explicit; give both")
         if self.memory_size < 0 or 0 < self.memory_size < self.items_per_step:
             raise ValueError(
                 f"memory_size={self.memory_size}; give 0, or {self.items_per_step} or more: so many items make a batch"

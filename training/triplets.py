@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -54,11 +55,13 @@ class TripletDataset(Dataset):
 
     Args:
         data: catalogue and queries.
-        negatives: "in_batch" gives no n; "explicit" one of the query's `negative_ids`, else a random product of the
-            positive's leaf category, else of the catalogue, never a right product nor one of the positive's title.
+        negatives: "in_batch" gives no n; "explicit" one of the query's `negative_ids`, else one that was mined, else a
+            random product of the positive's leaf category, else of the catalogue, never a right product nor one of the
+            positive's title.
         seed: seed of all chance.
         item_text_fields: what the text of p and n holds: "title", "category", "attributes".
         max_images_per_item: most pictures of a product in one item, drawn anew each epoch.
+        mined_per_product: places for mined negatives of each product; see `mined`.
         on_bad_image: "raise" at a picture that cannot be read, or "skip" it and name it in the triplet.
 
     Raises:
@@ -73,6 +76,7 @@ class TripletDataset(Dataset):
         item_text_fields: Sequence[str] = ("title",),
         max_images_per_item: int = 1,
         on_bad_image: str = "raise",
+        mined_per_product: int = 0,
     ) -> None:
         self.data = data
         self.negatives = negatives
@@ -80,6 +84,8 @@ class TripletDataset(Dataset):
         self.item_text_fields = tuple(item_text_fields)
         self.max_images_per_item = max_images_per_item
         self.on_bad_image = on_bad_image
+        # (N, K) rows of hard negatives, -1 for none: shared, so that what is mined reaches reading processes
+        self.mined = torch.full((len(data.products), mined_per_product), -1, dtype=torch.int64).share_memory_()
         order = np.argsort(data.leaf, kind="stable")
         self._rows_of_leaf = np.split(order, np.flatnonzero(np.diff(data.leaf[order])) + 1)
         self._all_rows = np.arange(len(data.products))
@@ -170,7 +176,8 @@ class TripletDataset(Dataset):
         title = data.title_key[positive_row]
         leaf_rows = self._rows_of_leaf[self._leaf_position[positive_row]]
         listed = np.array([data.product_index[i] for i in query.get("negative_ids") or ()], dtype=np.int64)
-        for pool in (listed, leaf_rows, self._all_rows):
+        mined = self.mined[positive_row].numpy()
+        for pool in (listed, mined[mined >= 0], leaf_rows, self._all_rows):
             for _ in range(MAX_DRAWS if len(pool) else 0):
                 row = int(pool[rng.integers(len(pool))])
                 if row not in right and data.title_key[row] != title:

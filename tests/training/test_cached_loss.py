@@ -160,6 +160,7 @@ def test_the_trainer_takes_the_same_step_with_and_without(tiny, shop, tmp_path, 
     models = []
     for size in (0, 4):
         model = copy.deepcopy(tiny[0])
+        model.gradient_checkpointing_enable()
         arguments = Moon2TrainingArguments(
             tmp_path,
             per_device_train_batch_size=6,
@@ -173,7 +174,6 @@ def test_the_trainer_takes_the_same_step_with_and_without(tiny, shop, tmp_path, 
             use_cpu=True,
             disable_tqdm=True,
             report_to="none",
-            activation_checkpointing=True,
         )
         trainer = Moon2Trainer(model, arguments, train_dataset=shop, processing_class=tiny[1])
         trainer.train()

@@ -176,6 +176,7 @@ def test_weight_decay_leaves_alone_what_has_a_meaningful_zero(fresh, shop, tmp_p
         ({"matryoshka_dims": [16, 48]}, "give dimensions under the embedding's 48"),
         ({"matryoshka_dims": [0]}, "give numbers of dimensions, 1 or more"),
         ({"inter_temperature": 0.001}, "inter_temperature=0.001; give 0.01 or more"),
+        ({"mine_every_steps": 5}, "mine_every_steps=5 needs negatives=explicit; give both"),
         ({"on_bad_image": "ignore"}, "give one of raise, skip"),
     ],
 )
@@ -189,9 +190,10 @@ def test_wrong_arguments_fail_at_once_with_the_allowed_values(fresh, shop, tmp_p
     [
         {"memory_size": 12, "memory_max_age": 2},
         {"cached_chunk_size": 4, "negatives": "explicit", "dataloader_num_workers": 1},
+        {"negatives": "explicit", "mine_every_steps": 3, "mined_per_product": 4},
         {"gradient_accumulation_steps": 2, "memory_size": 24, "memory_warmup_steps": 3, "leaf_share": 0.5},
     ],
-    ids=["memory", "cached", "accumulated"],
+    ids=["memory", "cached", "mined", "accumulated"],
 )
 def test_a_resumed_run_goes_on_as_the_uninterrupted_one(tiny, shop, tmp_path, options):
     def run(folder, **changes):
