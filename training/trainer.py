@@ -94,6 +94,16 @@ class CompactProgressCallback(ProgressCallback):
         super().on_log(args, state, control, logs=overall, **kwargs)
 
 
+@torch.no_grad()
+def _set_temperatures(model: torch.nn.Module, starts: tuple[float | None, float | None]) -> None:
+    """Set ε and ε̃ where a start is given; also those of the copy that PEFT trains."""
+    for name, weight in model.named_parameters():
+        if ".temperature." in f".{name}":
+            for i, start in enumerate(starts):
+                if start is not None:
+                    weight[i] = math.log(start)
+
+
 def _load_state(file: Path, argument: str) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise ValueError(f"{file} is not there: the run had none; resume with {argument}=0, or start anew")
@@ -170,11 +180,7 @@ class Moon2Trainer(Trainer):
         self.memory = None
         if args.memory_size:
             self.memory = MemoryQueue(args.memory_size, width, args.memory_max_age).to(args.device)
-        starts = (args.inter_temperature, args.intra_temperature)
-        with torch.no_grad():
-            for i, start in enumerate(starts):
-                if start is not None:
-                    model.temperature.weight[i] = math.log(start)
+        _set_temperatures(model, (args.inter_temperature, args.intra_temperature))
         learn = (args.learn_inter_temperature, args.learn_intra_temperature)
         self.learn_temperature = None if all(learn) else torch.tensor(learn, device=args.device)
         self.objective_log = ObjectiveLog()

@@ -74,6 +74,16 @@ def test_an_adapted_model_is_evaluated_like_any_other(base, tiny_processor, shop
     assert adapted["retrieval"]["t2mm"]["mrr"] == plain["retrieval"]["t2mm"]["mrr"]
 
 
+def test_given_temperatures_are_those_that_are_trained(base, tiny_processor, shop, tmp_path):
+    model = get_peft_model(load(base), lora_config(r=2))
+    arguments = Moon2TrainingArguments(tmp_path, per_device_train_batch_size=8, use_cpu=True, report_to="none",
+                                       inter_temperature=0.05, intra_temperature=0.2)  # fmt: skip
+    Moon2Trainer(model, arguments, train_dataset=shop, processing_class=tiny_processor)
+    inputs = tiny_processor(text=["red mug"])
+    assert model(**inputs, return_views=True).temperatures.tolist() == pytest.approx([0.05, 0.2])
+    assert model.merge_and_unload().temperature().tolist() == pytest.approx([0.05, 0.2])
+
+
 def test_without_experts_only_attention_is_adapted(tiny_model):
     model = get_peft_model(copy.deepcopy(tiny_model), lora_config(r=2, experts=False))
     adapted = [name for name, weight in model.named_parameters() if weight.requires_grad and "lora_" in name]
