@@ -70,15 +70,7 @@ def evaluate(
     """
     begin = time.perf_counter()
     data = join(products, queries)
-    first_rows: dict[str, int] = {}
-    for row, query_id in enumerate(data.queries["query_id"]):
-        first_rows.setdefault(query_id, row)
-    relevance = Relevance.from_dicts(
-        [
-            {data.product_index[product_id]: grade for product_id, grade in data.positives[query_id].items()}
-            for query_id in first_rows
-        ]
-    )
+    rows, relevance = Relevance.from_queries(data)
     categories = category_tasks(list(data.products["category_path"]))
     attributes = attribute_tasks(list(data.products["attributes"]))
     labels = sorted({label for task in (*categories.tasks, *attributes.tasks) for label in task.labels})
@@ -86,7 +78,7 @@ def evaluate(
     encoder = Encoder(model, processor, batch_size)
     encoding = time.perf_counter()
     candidate_views = encoder.encode_views(ProductItems(data.products), progress)
-    query_views = encoder.encode_views(QueryItems(data.queries, list(first_rows.values())), progress)
+    query_views = encoder.encode_views(QueryItems(data.queries, rows), progress)
     encoding = time.perf_counter() - encoding
     label_embeddings = encoder.encode([{"text": label, "images": []} for label in labels], "text", progress)
     embedding_of = dict(zip(labels, label_embeddings, strict=True))

@@ -122,16 +122,7 @@ def retrieval_tasks(data: ProductQueries, name: str) -> list[ProductRetrieval]:
     {'shop-t2mm': 0.87544, 'shop-i2mm': 0.96842, 'shop-mm2mm': 0.99123, 'shop-t2i': 0.53509, 'shop-i2t': 0.57719}
     ```
     """
-    first_rows: dict[str, int] = {}
-    for row, query_id in enumerate(data.queries["query_id"]):
-        first_rows.setdefault(query_id, row)
-    relevance = Relevance.from_dicts(
-        [
-            {data.product_index[product_id]: grade for product_id, grade in data.positives[query_id].items()}
-            for query_id in first_rows
-        ]
-    )
-    rows = list(first_rows.values())
+    rows, relevance = Relevance.from_queries(data)
     table = _arrow(data.queries, ["text", "image"])
     has_text, has_image = _has_text(table["text"])[rows], table["image"].is_valid().to_numpy()[rows]
     has_query_view = {"text": has_text, "image": has_image, "multimodal": has_text & has_image}

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from moon2_dataset import ProductQueries
+
 from .encode import Views
 
 
@@ -58,6 +60,18 @@ class Relevance(NamedTuple):
             np.array([row for of_query in graded for row in of_query], dtype=np.int64),
             np.array([grade for of_query in graded for grade in of_query.values()], dtype=np.float64),
         )
+
+    @classmethod
+    def from_queries(cls, data: ProductQueries) -> tuple[list[int], Relevance]:
+        """Build from a data set, one query for each query_id; also returns the first row (Q,) of each."""
+        first_rows: dict[str, int] = {}
+        for row, query_id in enumerate(data.queries["query_id"]):
+            first_rows.setdefault(query_id, row)
+        right = [
+            {data.product_index[product_id]: grade for product_id, grade in data.positives[query_id].items()}
+            for query_id in first_rows
+        ]
+        return list(first_rows.values()), cls.from_dicts(right)
 
     @property
     def counts(self) -> np.ndarray:
