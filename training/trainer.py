@@ -21,7 +21,7 @@ from .collator import Moon2Collator
 from .evaluate import evaluate
 from .gathering import num_processes
 from .hub_folder import changed_arguments, complete_hub_folder, read_provenance
-from .losses import VIEWS, DualLevelAlignmentLoss, DualLevelLossOutput
+from .losses import VIEWS, DualLevelLossOutput
 from .memory_queue import MemoryQueue
 from .mining import mine_negatives
 from .sampler import LeafBatchSampler
@@ -161,18 +161,8 @@ class Moon2Trainer(Trainer):
                 f"item_text_fields={args.item_text_fields} lacks {', '.join(sorted(unseen))}, for which the model has "
                 "experts of their own (guided_fields); they would see no token, so add what lacks"
             )
-        aux_coef = args.router_aux_loss_coef
-        if aux_coef is None:
-            aux_coef = model.config.get_text_config().router_aux_loss_coef
-        self.alignment_loss = DualLevelAlignmentLoss(
-            objectives=args.objectives,
-            objective_weighting=args.objective_weighting,
-            objective_floor=args.objective_floor,
-            aux_coef=aux_coef,
-            sparsity_coef=args.sparsity_coef,
-            sample_filter=args.sample_filter(),
-            gather=args.gather_negatives and num_processes() > 1,
-            matryoshka_dims=args.matryoshka_dims,
+        self.alignment_loss = args.alignment_loss(
+            model.config.get_text_config().router_aux_loss_coef, gather=args.gather_negatives and num_processes() > 1
         )
         width = model.config.get_text_config().hidden_size
         if any(dim >= width for dim in args.matryoshka_dims):

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from modeling_moon2.modeling_moon2 import MINIMAL_TEMPERATURE
 
 from .filtering import MarginSchedule, SampleFilter
-from .losses import OBJECTIVES
+from .losses import OBJECTIVES, DualLevelAlignmentLoss
 
 NEGATIVES = ("in_batch", "explicit")
 ITEM_TEXT_FIELDS = ("title", "category", "attributes")
@@ -149,7 +149,7 @@ class Moon2TrainingArguments(TrainingArguments):
             raise ValueError(f"item_text_fields={self.item_text_fields}; give one or more of {ITEM_TEXT_FIELDS}")
         if self.max_images_per_item < 1:
             raise ValueError(f"max_images_per_item={self.max_images_per_item}; give 1 or more")
-        self.sample_filter()  # refuses what has no meaning
+        self.alignment_loss(model_aux_coef=0.0)  # refuses what has no meaning, before a model is loaded
         if self.on_bad_image not in ON_BAD_IMAGE:
             raise ValueError(f"on_bad_image={self.on_bad_image!r}; give one of {', '.join(ON_BAD_IMAGE)}")
         if not 0 <= self.cached_chunk_size <= self.per_device_train_batch_size:
@@ -193,3 +193,24 @@ class Moon2TrainingArguments(TrainingArguments):
             self.filter_threshold, self.filter_kappa, margin, self.filter_warmup, self.filter_weighting
         )
         return made if self.sample_filtering else None
+
+    def alignment_loss(self, model_aux_coef: float, gather: bool = False) -> DualLevelAlignmentLoss:
+        """The loss as the arguments describe it.
+
+        Args:
+            model_aux_coef: ρ where the arguments give none.
+            gather: see `DualLevelAlignmentLoss`.
+
+        Raises:
+            ValueError: an argument is outside its range.
+        """
+        return DualLevelAlignmentLoss(
+            objectives=self.objectives,
+            objective_weighting=self.objective_weighting,
+            objective_floor=self.objective_floor,
+            aux_coef=model_aux_coef if self.router_aux_loss_coef is None else self.router_aux_loss_coef,
+            sparsity_coef=self.sparsity_coef,
+            sample_filter=self.sample_filter(),
+            gather=gather,
+            matryoshka_dims=self.matryoshka_dims,
+        )

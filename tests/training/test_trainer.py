@@ -183,6 +183,10 @@ def test_weight_decay_leaves_alone_what_has_a_meaningful_zero(fresh, shop, tmp_p
 def test_wrong_arguments_fail_at_once_with_the_allowed_values(fresh, shop, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         Moon2Trainer(fresh[0], arguments(tmp_path, **change), shop, processing_class=fresh[1])
+    needs_more = {"per_device_train_batch_size", "matryoshka_dims"} & change.keys()  # the data's or the model's size
+    if not needs_more:
+        with pytest.raises(ValueError, match=message):
+            arguments(tmp_path, **change)
 
 
 @pytest.mark.parametrize(
