@@ -2,6 +2,7 @@
 
 from .reader import ProductQueries, join, load_product_queries, load_products, load_queries
 from .schema import (
+    OPTIONAL_PRODUCT_FEATURES,
     OPTIONAL_QUERY_FEATURES,
     PRODUCT_FEATURES,
     QUERY_FEATURES,
@@ -12,6 +13,7 @@ from .schema import (
 )
 
 __all__ = [
+    "OPTIONAL_PRODUCT_FEATURES",
     "OPTIONAL_QUERY_FEATURES",
     "PRODUCT_FEATURES",
     "QUERY_FEATURES",

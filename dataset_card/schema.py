@@ -23,6 +23,13 @@ PRODUCT_FEATURES = Features(
         "images": List(Image(decode=False)),
     }
 )
+OPTIONAL_PRODUCT_FEATURES = Features(
+    {
+        "enriched_title": Value("string"),
+        "expanded_images": List(Image(decode=False)),
+        "core_region": List(Value("float64")),
+    }
+)
 QUERY_FEATURES = Features(
     {
         "query_id": Value("string"),
@@ -43,6 +50,9 @@ _WANTED = {
     "category_path": "a list of names, coarse to fine",
     "attributes": "a list of {name, value}",
     "images": "a list of images, each as bytes or {bytes, path}",
+    "enriched_title": "text",
+    "expanded_images": "a list of images, each as bytes or {bytes, path}",
+    "core_region": "left, top, right and bottom of a box as shares of the first image, 0 to 1",
     "image": "one image, as bytes or {bytes, path}",
     "negative_ids": "a list of product ids",
     "grade": "a number above 0",
@@ -72,7 +82,9 @@ def validate_products(products: Dataset, name: Names = "products") -> Dataset:
 
     Columns product_id and title must be there; every row needs an id of its own, and a title or an image. The columns
     description, category_path, attributes and images may be missing, or null in a row: they become "" or []. A null or
-    blank title becomes "". Columns outside the schema pass through unread.
+    blank title becomes "". What co-augmentation adds may be there (`OPTIONAL_PRODUCT_FEATURES`): enriched_title,
+    expanded_images, and core_region, the box of the product in its first image as [left, top, right, bottom] in shares
+    of width and height; a null is "" or []. Columns outside the schema pass through unread.
 
     Args:
         products: the table. Ids may be whole numbers; images may be bytes, paths or {bytes, path}.
@@ -98,6 +110,17 @@ def validate_products(products: Dataset, name: Names = "products") -> Dataset:
     images, paths, attributes = (table[column] for column in ("images", "category_path", "attributes"))
     no_image = _no_image(pc.list_flatten(images))
     rows.refuse_entries("images", images, no_image, "has neither bytes nor path", "leave it out")
+    if "expanded_images" in table.column_names:
+        expanded = table["expanded_images"]
+        none = _no_image(pc.list_flatten(expanded))
+        rows.refuse_entries("expanded_images", expanded, none, "has neither bytes nor path", "leave it out")
+    if "core_region" in table.column_names:
+        regions = table["core_region"]
+        rows.refuse(
+            ~_is_region(regions),
+            lambda row: f"core_region {regions[row].as_py()}",
+            "give left, top, right, bottom with 0 <= left < right <= 1 and 0 <= top < bottom <= 1, or []",
+        )
     no_name = _blank(pc.list_flatten(paths))
     rows.refuse_entries("category_path", paths, no_name, "is blank", "leave that level out")
     for field in ("name", "value"):
@@ -161,13 +184,15 @@ def validate_queries(queries: Dataset, products: Dataset | None = None, name: Na
 def conform_products(table: pa.Table, name: str) -> pa.Table:
     """Cast a table to `PRODUCT_FEATURES` and fill what is missing; the same object where nothing has to change."""
     given = dict(zip(table.column_names, table.columns, strict=True))
-    columns = _cast(given, len(table), PRODUCT_FEATURES, name)
-    for column, feature in PRODUCT_FEATURES.items():
+    optional = {column: kind for column, kind in OPTIONAL_PRODUCT_FEATURES.items() if column in given}
+    features = Features(PRODUCT_FEATURES | optional)
+    columns = _cast(given, len(table), features, name)
+    for column, feature in features.items():
         columns[column] = _filled(columns[column], [] if isinstance(feature, List) else "")
     blank = _blank(columns["title"])
     if (blank & _numpy(pc.not_equal(columns["title"], ""))).any():
         columns["title"] = pc.if_else(pa.array(blank), "", columns["title"])
-    return _assembled(table, given, columns, PRODUCT_FEATURES)
+    return _assembled(table, given, columns, features)
 
 
 def conform_queries(table: pa.Table, name: str) -> pa.Table:
@@ -335,6 +360,17 @@ def _no_image(images: pa.ChunkedArray) -> np.ndarray:
     """Images without bytes and without path, null ones included."""
     empty = pc.equal(pc.fill_null(pc.binary_length(pc.struct_field(images, "bytes")), 0), 0)
     return _numpy(empty) & _blank(pc.struct_field(images, "path"))
+
+
+def _is_region(regions: pa.ChunkedArray) -> np.ndarray:
+    """Rows whose list is empty or a box in shares of an image: (rows,) bool."""
+    lengths = _numpy(pc.list_value_length(regions))
+    box = np.full((len(regions), 4), np.nan)
+    values = _numpy(pc.list_flatten(regions.filter(pa.array(lengths == 4)))).astype(np.float64)
+    box[lengths == 4] = values.reshape(-1, 4)
+    left, top, right, bottom = box.T
+    whole = (0 <= left) & (left < right) & (right <= 1) & (0 <= top) & (top < bottom) & (bottom <= 1)
+    return (lengths == 0) | whole
 
 
 def _numpy(column: pa.ChunkedArray) -> np.ndarray:

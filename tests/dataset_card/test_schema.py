@@ -169,3 +169,27 @@ def test_any_table_is_either_taken_or_refused_with_the_schemas_own_error(data):
     assert all(checked["product_id"]) and np.all(
         [t or i for t, i in zip(checked["title"], checked["images"], strict=True)]
     )
+
+
+def test_what_co_augmentation_adds_is_checked():
+    given = products(
+        enriched_title=["a red mug", None, None],
+        expanded_images=[[PICTURE], None, []],
+        core_region=[[0.1, 0.2, 0.9, 1], None, []],
+    )
+    checked = validate_products(given)
+    assert checked["enriched_title"][:] == ["a red mug", "", ""]
+    assert [len(images) for images in checked["expanded_images"]] == [1, 0, 0]
+    assert checked["core_region"][:] == [[0.1, 0.2, 0.9, 1.0], [], []]
+    assert validate_products(checked) is checked
+
+
+@pytest.mark.parametrize("box", [[0.5, 0, 0.4, 1], [0, 0, 1], [0, 0, 1, 1.2], [0, 0, 1, float("nan")]])
+def test_a_core_region_that_is_no_box_is_refused(box):
+    with pytest.raises(SchemaError, match="products row 2: core_region"):
+        validate_products(products(core_region=[None, [], box]))
+
+
+def test_an_expanded_image_without_content_is_refused():
+    with pytest.raises(SchemaError, match=r"products row 1: expanded_images\[1\] has neither"):
+        validate_products(products(expanded_images=[[], [PICTURE, None], []]))
