@@ -11,7 +11,14 @@ setup(
         "moon2_space": "space_app",
     },
     # Listed one by one, sub-packages too: automatic discovery does not follow package_dir.
-    packages=["modeling_moon2", "moon2_dataset", "moon2_training", "moon2_space"],
+    packages=[
+        "modeling_moon2",
+        "moon2_dataset",
+        "moon2_dataset.augment",
+        "moon2_dataset.build",
+        "moon2_training",
+        "moon2_space",
+    ],
     include_package_data=False,  # what package_data lists, and no more
     package_data={
         "modeling_moon2": ["py.typed"],

@@ -6,6 +6,8 @@ import math
 import random
 import statistics
 import time
+import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -164,22 +166,77 @@ def share_of_cut_titles(data: ProductQueries, processor: Moon2Processor) -> floa
     return sum(length > processor.tokenizer.model_max_length for length in lengths) / len(lengths)
 
 
-def seconds_per_step(trainer: Moon2Trainer) -> float:
-    """Median time of a forward and backward over real batches, reading included; changes nothing but gradients."""
+def measure_step(trainer: Moon2Trainer) -> tuple[float, int]:
+    """Take a few forwards and backwards over real batches; changes nothing but gradients.
+
+    Returns:
+        Median seconds of a step, reading included, and the most bytes that the graph held at a time.
+    """
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     trainer.state.max_steps = 1
     model, times = trainer.model.to(trainer.args.device), []
     batches = iter(trainer.get_train_dataloader())
-    for _ in range(TIMED_STEPS * trainer.args.gradient_accumulation_steps):
+    with KeptForBackward(model) as kept:
+        trainer.training_step(model, next(batches))
+    for _ in range(TIMED_STEPS * trainer.args.gradient_accumulation_steps - 1):
         begin = time.perf_counter()
         batch = next(batches, None)
         if batch is None:
             break
         trainer.training_step(model, batch).item()
         times.append(time.perf_counter() - begin)
+    if not times:  # a single batch: the one that was measured, again
+        begin = time.perf_counter()
+        trainer.training_step(model, next(iter(trainer.get_train_dataloader()))).item()
+        times.append(time.perf_counter() - begin)
     model.zero_grad()
-    times = times[1:] or times  # the first one warms up
-    return statistics.median(times) * trainer.args.gradient_accumulation_steps
+    return statistics.median(times) * trainer.args.gradient_accumulation_steps, kept.peak
+
+
+class KeptForBackward:
+    """Counts the bytes that autograd keeps for the backward pass, weights apart, while the context lasts.
+
+    What activation checkpointing keeps at its boundaries is not seen.
+
+    Attributes:
+        peak: the most bytes at a time.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self.holders: Counter[int] = Counter()
+        self.live = self.peak = 0
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept.tensor)
+
+    def __enter__(self) -> KeptForBackward:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._hooks.__exit__(*error)
+
+    def _keep(self, tensor: torch.Tensor) -> _Kept:
+        storage = tensor.untyped_storage()
+        kept = _Kept(tensor)
+        if storage.data_ptr() not in self.weights:
+            self.holders[storage.data_ptr()] += 1
+            if self.holders[storage.data_ptr()] == 1:
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+            weakref.finalize(kept, self._release, storage.data_ptr(), storage.nbytes())
+        return kept
+
+    def _release(self, pointer: int, size: int) -> None:
+        self.holders[pointer] -= 1
+        if not self.holders[pointer]:
+            self.live -= size
+
+
+class _Kept:
+    """A tensor of the graph; a class of ours, because a finalizer on the tensor would outlive the graph."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
 
 
 def _bounded_map(threads: ThreadPoolExecutor, function, rows: Sequence[int]) -> Iterator[list[str]]:
@@ -248,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"titles longer than the tokenizer's limit: {100 * share_of_cut_titles(data, processor):.1f} % of a sample")
     memory = parameters * BYTES_PER_PARAMETER / 1e9
     print(f"{parameters / 1e6:,.1f} M parameters: {memory:,.2f} GB for weights, gradients and AdamW's moments")
-    print(f"  ({BYTES_PER_PARAMETER} bytes each), activations apart; adapters need less")
+    print(f"  ({BYTES_PER_PARAMETER} bytes each); adapters need less")
     per_epoch, steps = count_steps(arguments, counts.query_rows)
     print(f"{per_epoch:,} steps an epoch, {steps:,} in all")
 
@@ -263,11 +320,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             if script.model is not None:
                 model, processor = load_encoder(script.model)
             trainer = Moon2Trainer(model.float(), arguments, train_dataset=data, processing_class=processor)
-            seconds = seconds_per_step(trainer)
+            seconds, activations = measure_step(trainer)
             hours = steps * seconds / 3600
+            print(f"{activations / 1e9:,.2f} GB of activations at {arguments.train_batch_size} triplets, measured")
             print(f"{seconds:.2f} s a step on {arguments.device.type}, measured: about {hours:.1f} hours")
         else:
-            print("how long it takes is not told here: so large a model is timed only on a GPU")
+            print("activations and hours are not told here: so large a model is measured only on a GPU")
     if failing:
         raise ValueError("training would fail: " + "; ".join(failing))
     print("nothing stands in the way")

@@ -3,13 +3,14 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 import yaml
 
 from moon2_dataset import join
 from moon2_training.losses import OBJECTIVES
 from moon2_training.trainer import Moon2Trainer
 from moon2_training.trainer_config import Moon2TrainingArguments
-from moon2_training.validate import count_data, count_steps, find_unreadable, main
+from moon2_training.validate import KeptForBackward, count_data, count_steps, find_unreadable, main, measure_step
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "moe_intermediate_size": 16,
          "vision_hidden_size": 32, "vision_depth": 2, "image_size": 32, "vocab_size": 300}  # fmt: skip
@@ -71,6 +72,7 @@ def test_a_good_recipe_is_timed_and_nothing_is_written(recipe, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "24 products in 3 leaf categories; 23 queries in 24 rows" in printed
     assert "4 steps an epoch, 8 in all" in printed and "s a step on cpu, measured" in printed
+    assert "GB of activations at 5 triplets, measured" in printed
     assert printed.rstrip().endswith("nothing stands in the way")
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
@@ -96,3 +98,25 @@ def test_a_saved_model_is_measured_too(recipe, tiny, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings | {"model": str(tmp_path / "model")}))
     main(["--config", str(tmp_path / "recipe.yaml")])
     assert f"{tiny[0].num_parameters() / 1e6:,.1f} M parameters" in capsys.readouterr().out
+
+
+def test_what_the_graph_holds_is_counted_once_and_let_go():
+    layer = torch.nn.Linear(8, 8)
+    given = torch.randn(4, 8)
+    with KeptForBackward(layer) as kept:
+        out = layer(given).exp()  # keeps its input for the layer's weight and its own result; 4 x 8 float32 each
+        loss = (out * out).sum()  # keeps the result a second time: the same storage
+        assert kept.live == kept.peak == 2 * 4 * 8 * 4
+        loss.backward()
+    del out, loss
+    assert kept.live == 0
+
+
+def test_a_cached_step_holds_less(tiny, shop, tmp_path):
+    def activations(**options) -> int:
+        arguments = Moon2TrainingArguments(tmp_path, per_device_train_batch_size=12, save_strategy="no", use_cpu=True,
+                                           disable_tqdm=True, report_to="none", **options)  # fmt: skip
+        trainer = Moon2Trainer(copy.deepcopy(tiny[0]), arguments, train_dataset=shop, processing_class=tiny[1])
+        return measure_step(trainer)[1]
+
+    assert activations(cached_chunk_size=3) < 0.5 * activations()

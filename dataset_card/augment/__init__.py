@@ -1,0 +1,1 @@
+"""Image-text co-augmentation of training products: `moon2 augment`."""
