@@ -172,7 +172,7 @@ class Encoder:
                 while (batch := following.result()) is not None:
                     following = background.submit(next, batches, None)
                     rows, inputs = batch
-                    with torch.inference_mode():
+                    with torch.no_grad():  # what FSDP gathers in inference mode would break the training step after it
                         output = self.model(**inputs.to(self.model.device), return_views=return_views)
                     yield rows, output
                     bar.update(len(rows))

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import numpy as np
 import torch
@@ -63,3 +66,54 @@ def test_the_trainer_mines_every_few_steps_with_the_model_of_that_step(tiny, sho
     assert len(seen) == 3  # at steps 0, 2 and 4, once each
     assert torch.equal(trainer.train_dataset.mined, seen[-1][1])
     assert not torch.equal(seen[0][2], seen[-1][2]) and not torch.equal(seen[0][1], seen[-1][1])
+
+
+SHARDED = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoProcessor
+from modeling_moon2 import Moon2Model
+from moon2_dataset import load_product_queries
+from moon2_training.mining import mine_negatives
+
+folder, products, queries = sys.argv[1:]
+dist.init_process_group("gloo")
+data = load_product_queries(products, queries)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+plain = Moon2Model.from_pretrained(folder).train()
+sharded = Moon2Model.from_pretrained(folder).train()
+for layer in (*sharded.language_model.layers, *sharded.visual.blocks):
+    fully_shard(layer)
+fully_shard(sharded)
+inputs = processor(text=["red mug", "navy blue shoes"], return_tensors="pt")
+
+def train(model):
+    model(**inputs, return_views=True).text_embeddings[:, 0].sum().backward()
+    gradient = model.language_model.layers[0].self_attn.q_proj.weight.grad
+    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+
+expected = mine_negatives(plain, processor, data, 3, progress=False)
+assert torch.equal(mine_negatives(sharded, processor, data, 3, progress=False), expected)
+torch.testing.assert_close(train(sharded), train(plain), atol=1e-6, rtol=1e-4)
+assert torch.equal(mine_negatives(sharded, processor, data, 3, progress=False), expected)
+if dist.get_rank() == 0:
+    print("the same")
+dist.destroy_process_group()
+"""
+
+
+def test_a_sharded_model_mines_the_same_and_trains_on(tiny, shop, tmp_path):
+    for part in tiny:
+        part.save_pretrained(tmp_path / "model")
+    shop.products.to_parquet(tmp_path / "products.parquet")
+    shop.queries.to_parquet(tmp_path / "queries.parquet")
+    (tmp_path / "process.py").write_text(SHARDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               tmp_path / "process.py", tmp_path / "model", tmp_path / "products.parquet",
+               tmp_path / "queries.parquet"]  # fmt: skip
+    result = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0 and "the same" in result.stdout, result.stderr[-3000:]
