@@ -1,14 +1,20 @@
-"""A small shop that the package draws itself: products in several pictures, and the queries of its shoppers."""
+"""A small shop that the package draws itself, with known truth: products in several pictures, and their queries."""
 
 from __future__ import annotations
 
+import argparse
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
+from tqdm.auto import tqdm
 
 from .demo_drawing import BACKDROPS, COLOURS, PATTERNS, Camera, Look, photograph
+from .demo_noise import add_noise
 from .reader import ProductQueries, join
 from .schema import PRODUCT_FEATURES, QUERY_FEATURES, normalise_title
 
@@ -69,13 +75,29 @@ DESCRIPTIONS = (
 KEYS_NEARBY = {"a": "s", "e": "r", "i": "o", "o": "p", "n": "m", "r": "t", "t": "y", "l": "k", "s": "d", "u": "i"}
 
 
+WHERE = {(True, False): "image", (False, True): "text", (True, True): "both", (False, False): "neither"}
+TRAITS = ("colour", "pattern", "material")  # what a title may leave out and a picture may not show
+
+# columns beside the schema's: what is known of a product or a query, never read in training
+TRUTH_OF_PRODUCT = Features({"visible_in": List({"name": Value("string"), "value": Value("string")})})
+TRUTH_OF_QUERY = Features({"slice": Value("string")})
+
+
 @dataclass(frozen=True)
 class _Made:
-    """A product of the demo shop before its pictures are taken."""
+    """A product of the demo shop before its pictures are taken.
+
+    Attributes:
+        kind: its category and what belongs to it.
+        look: how it looks.
+        audience: for whom it is; "" where it is for no one in particular.
+        unseen: traits that its title names and its catalogue pictures do not show.
+    """
 
     kind: Kind
     look: Look
     audience: str
+    unseen: frozenset[str] = frozenset()
 
     @property
     def words(self) -> dict[str, str]:
@@ -88,7 +110,17 @@ class _Made:
         }
 
 
-def render_demo_catalogue(num_products: int = 600, seed: int = 0) -> tuple[Dataset, Dataset]:
+def render_demo_catalogue(
+    num_products: int = 600,
+    seed: int = 0,
+    *,
+    only_in_picture: float = 0.0,
+    only_in_text: float = 0.0,
+    wrong_images: float = 0.0,
+    wrong_titles: float = 0.0,
+    wrong_clicks: float = 0.0,
+    progress: bool = False,
+) -> tuple[Dataset, Dataset]:
     """Draw a catalogue with its queries; the same for a seed in every process.
 
     Products come with two or three pictures (views and backdrops differ), a title whose order and completeness vary
@@ -98,29 +130,59 @@ def render_demo_catalogue(num_products: int = 600, seed: int = 0) -> tuple[Datas
     A product has one or two queries: an attribute phrase, a part of the title, or one with a typing mistake; with
     or instead of it a phone photo: another view in other light, none of the catalogue's pictures.
 
+    What is known of them stands in columns of its own. `visible_in` says of each attribute where a product tells it:
+    in the pictures ("image"), in the title ("text"), in "both" or in "neither". `slice` says of each query what of the
+    right product must be looked at to tell that it has all that was asked for: "image", if something is only in the
+    pictures, "text", if something is only in the title, "both", if there is something of either, and "either", if the
+    one will do as well as the other. Both speak of the products as they are before `add_noise` mixes them up. A photo
+    asks for all that it shows, and so always for the product's cut, which no title names.
+
     Args:
         num_products: how many.
         seed: of everything.
+        only_in_picture: share of the colours, patterns and materials, beyond those that are anyway, that the title
+            leaves out; a few come back to keep titles unique. Description and attributes still name them.
+        only_in_text: share that the title names and the pictures do not show: they are of a sample that is undyed,
+            unprinted or of no material in particular. Photos of shoppers show the product as it is.
+        wrong_images, wrong_titles, wrong_clicks: see `add_noise`.
+        progress: show a bar.
 
     Returns:
-        (products, queries) in `PRODUCT_FEATURES` and `QUERY_FEATURES`.
+        (products, queries) in `PRODUCT_FEATURES` and `QUERY_FEATURES`, with `visible_in`, `image_noise` and
+        `title_noise`, or `slice` and `label_noise`.
+
+    Raises:
+        ValueError: a share is none.
     """
+    if not (0 <= only_in_picture <= 1 and 0 <= only_in_text <= 1 and only_in_picture + only_in_text <= 1):
+        raise ValueError(
+            f"only_in_picture={only_in_picture}, only_in_text={only_in_text}; give shares that add up to at most 1"
+        )
     made: list[_Made] = []
     titles: list[str] = []
     generators = [np.random.default_rng([seed, number]) for number in range(num_products)]
     taken: set[str] = set()
-    for rng in generators:
-        product, title = _new_product(made, taken, rng)
+    for number, rng in enumerate(generators):
+        # of a stream of their own, so that with shares of 0 the rest is drawn as if they were not there
+        fates = np.random.default_rng([seed, number, 1]).random(len(TRAITS))
+        untold = {trait for trait, fate in zip(TRAITS, fates, strict=True) if fate < only_in_picture}
+        unseen = {trait for trait, fate in zip(TRAITS, fates, strict=True) if fate >= 1 - only_in_text}
+        product, title = _new_product(made, taken, frozenset(untold), frozenset(unseen), rng)
         made.append(product)
         titles.append(title)
         taken.add(normalise_title(title))
     with ThreadPoolExecutor() as pool:  # Pillow draws without the interpreter's lock
-        rows = list(pool.map(_rows, range(num_products), made, titles, generators))
+        drawing = pool.map(_rows, range(num_products), made, titles, generators)
+        rows = list(tqdm(drawing, total=num_products, unit="product", disable=not progress))
     products = [product for product, _ in rows]
     queries = [query for _, of_product in rows for query in of_product]
-    return (
-        Dataset.from_list(products, features=PRODUCT_FEATURES),
-        Dataset.from_list(queries, features=QUERY_FEATURES),
+    return add_noise(
+        Dataset.from_list(products, features=Features(PRODUCT_FEATURES | TRUTH_OF_PRODUCT)),
+        Dataset.from_list(queries, features=Features(QUERY_FEATURES | TRUTH_OF_QUERY)),
+        wrong_images=wrong_images,
+        wrong_titles=wrong_titles,
+        wrong_clicks=wrong_clicks,
+        seed=seed,
     )
 
 
@@ -148,12 +210,16 @@ def split_demo_catalogue(
     return parts[0], parts[1]
 
 
-def _new_product(made: list[_Made], titles: set[str], rng: np.random.Generator) -> tuple[_Made, str]:
+def _new_product(
+    made: list[_Made], titles: set[str], untold: frozenset[str], unseen: frozenset[str], rng: np.random.Generator
+) -> tuple[_Made, str]:
     """A product and a title that no other has; words come back into the title until it is unique."""
     while True:
         product = _sibling(made[rng.integers(len(made))], rng) if made and rng.random() < 0.35 else _original(rng)
-        for completeness in (rng.uniform(0.45, 1.0), 1.0):
-            title = _title(product, completeness, rng)
+        plain = product.look.pattern == "plain"  # which no title names
+        product = replace(product, unseen=unseen - {"pattern"} if plain else unseen)
+        for left_out, completeness in ((untold, rng.uniform(0.45, 1.0)), (frozenset(), 1.0)):
+            title = _title(product, left_out, completeness, rng)
             if normalise_title(title) not in titles:
                 return product, title
 
@@ -163,21 +229,43 @@ def _rows(number: int, product: _Made, title: str, rng: np.random.Generator) -> 
     words = product.words
     product_id = f"demo-{number:05d}"
     attributes = {name: value for name, value in words.items() if value}
+    told, seen = _named(title, words), product.look.told(product.kind.materials) - product.unseen
     row = {
         "product_id": product_id,
         "title": title,
         "description": _pick(DESCRIPTIONS, rng).format(noun=product.kind.nouns[0], **words),
         "category_path": list(product.kind.path),
         "attributes": [{"name": name, "value": value} for name, value in attributes.items()],
-        "images": _pictures(product.look, rng),
+        "images": _pictures(product.look.without(product.unseen), rng),
+        "visible_in": [{"name": name, "value": WHERE[name in seen, name in told]} for name in attributes],
     }
     queries = []
     for ordinal in range(int(rng.integers(1, 3))):
-        text, photo = _query(product, title, rng)
+        text, photo, asked = _query(product, title, rng)
         queries.append(
-            {"query_id": f"{product_id}-q{ordinal}", "text": text, "image": photo, "product_id": product_id}
+            {
+                "query_id": f"{product_id}-q{ordinal}",
+                "text": text,
+                "image": photo,
+                "product_id": product_id,
+                "slice": _slice(asked, told, seen | {"cut"}),
+            }
         )
     return row, queries
+
+
+def _named(text: str, words: dict[str, str]) -> set[str]:
+    """Names of the attributes of which a text has a word."""
+    spoken = set(text.lower().split())
+    return {name for name, value in words.items() if spoken & set(value.lower().split())}
+
+
+def _slice(asked: set[str], told: set[str], seen: set[str]) -> str:
+    """Where the right product must be looked at for all that is asked and can be seen there at all."""
+    needs_image, needs_text = bool(asked & (seen - told)), bool(asked & (told - seen))
+    if needs_image or needs_text:
+        return WHERE[needs_image, needs_text]
+    return "either"
 
 
 def _original(rng: np.random.Generator) -> _Made:
@@ -202,12 +290,16 @@ def _sibling(other: _Made, rng: np.random.Generator) -> _Made:
     return _Made(other.kind, look, other.audience)
 
 
-def _title(product: _Made, completeness: float, rng: np.random.Generator) -> str:
-    """Brand and noun, and each further word with the probability `completeness`; in one of three orders."""
+def _title(product: _Made, left_out: frozenset[str], completeness: float, rng: np.random.Generator) -> str:
+    """Brand and noun, and each further word with the probability `completeness`; in one of three orders.
+
+    Traits that the pictures do not show are always named, those in `left_out` never.
+    """
     words = product.words
     noun = _pick(product.kind.nouns, rng)
     optional = ["colour", "pattern", "material"]
     kept = {name for name in optional if rng.random() < completeness and words[name] != "plain"}
+    kept = (kept | product.unseen) - left_out
     traits = [words[name] for name in ("pattern", "colour", "material") if name in kept]
     style = rng.integers(3)
     if style == 0:
@@ -236,12 +328,12 @@ def _pictures(look: Look, rng: np.random.Generator) -> list[dict]:
     return [{"bytes": picture, "path": None} for picture in pictures]
 
 
-def _query(product: _Made, title: str, rng: np.random.Generator) -> tuple[str | None, dict | None]:
-    """What a shopper typed, photographed, or both."""
-    text, photo = None, None
+def _query(product: _Made, title: str, rng: np.random.Generator) -> tuple[str | None, dict | None, set[str]]:
+    """What a shopper typed, photographed, or both, and the attributes that it asks for."""
+    text, photo, asked = None, None, set()
     form = rng.random()
     if form < 0.8:
-        text = _typed(product, title, rng)
+        text, asked = _typed(product, title, rng)
     if form > 0.45:
         camera = Camera(
             yaw=rng.uniform(-45, 45), pitch=rng.uniform(-15, 15), roll=rng.uniform(-16, 16),
@@ -250,10 +342,12 @@ def _query(product: _Made, title: str, rng: np.random.Generator) -> tuple[str | 
         quality = int(rng.integers(45, 80))
         picture = photograph(product.look, camera, _pick(BACKDROPS[2:], rng), rng, phone=True, quality=quality)
         photo = {"bytes": picture, "path": None}
-    return text, photo
+        asked = asked | product.look.told(product.kind.materials) | {"cut"}
+    return text, photo, asked
 
 
-def _typed(product: _Made, title: str, rng: np.random.Generator) -> str:
+def _typed(product: _Made, title: str, rng: np.random.Generator) -> tuple[str, set[str]]:
+    """Words and the attributes that they name, also where one of them is mistyped."""
     words = product.words
     if rng.random() < 0.55:
         traits = [words[name] for name in ("colour", "pattern", "material", "brand") if rng.random() < 0.6]
@@ -265,7 +359,8 @@ def _typed(product: _Made, title: str, rng: np.random.Generator) -> str:
         length = int(rng.integers(min(2, len(parts)), len(parts) + 1))
         start = int(rng.integers(len(parts) - length + 1))
         text = " ".join(parts[start : start + length])
-    return _mistyped(text, rng) if rng.random() < 0.15 else text
+    asked = _named(text, words)
+    return (_mistyped(text, rng) if rng.random() < 0.15 else text), asked
 
 
 def _mistyped(text: str, rng: np.random.Generator) -> str:
@@ -278,3 +373,74 @@ def _mistyped(text: str, rng: np.random.Generator) -> str:
 
 def _pick(values, rng: np.random.Generator):
     return values[int(rng.integers(len(values)))]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `moon2 render`: write a drawn shop as Parquet and say what is in it."""
+    parser = argparse.ArgumentParser(
+        prog="moon2 render",
+        description="Draw a shop whose truth is known, as products and queries in Parquet: where each attribute can "
+        "be seen, what each query needs, and what is wrong on purpose. All shares are from 0 to 1.",
+    )
+    parser.add_argument("folder", type=Path, help="where to write; made if it is not there")
+    parser.add_argument("--products", type=int, default=600, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything (default: %(default)s)")
+    parser.add_argument(
+        "--held_out", type=float, default=0.2,
+        help="share of the products written to files of their own, without noise, to be judged on; 0 for one pair of "
+        "files with everything (default: %(default)s)",
+    )  # fmt: skip
+    shares = {
+        "only_in_picture": "share of colours, patterns and materials that titles leave out",
+        "only_in_text": "share of colours, patterns and materials that pictures do not show",
+        "wrong_images": "share of the products with the pictures of another",
+        "wrong_titles": "share of the products with the title of another",
+        "wrong_clicks": "share of the queries that point at a product which was not meant",
+    }
+    for name, meaning in shares.items():
+        parser.add_argument(f"--{name}", type=float, default=0.0, help=f"{meaning} (default: 0)")
+    options = parser.parse_args(argv)
+    if options.products < 1 or not 0 <= options.held_out < 1:
+        raise ValueError(
+            f"products={options.products}, held_out={options.held_out}; give 1 product or more and a share under 1"
+        )
+    noise = {name: getattr(options, name) for name in ("wrong_images", "wrong_titles", "wrong_clicks")}
+    shop = render_demo_catalogue(
+        options.products,
+        options.seed,
+        only_in_picture=options.only_in_picture,
+        only_in_text=options.only_in_text,
+        progress=True,
+    )
+    parts = {"": shop}
+    if round(options.held_out * options.products):
+        split = split_demo_catalogue(*shop, options.held_out, options.seed)
+        parts = {name: (part.products, part.queries) for name, part in zip(("-train", "-test"), split, strict=True)}
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        if name != "-test":
+            part = add_noise(*part, **noise, seed=options.seed)
+        for kind, table in zip(("products", "queries"), part, strict=True):
+            path = options.folder / f"{kind}{name}.parquet"
+            _write(table, path)
+            print(f"{path}: {_summary(table)}")
+
+
+def _write(table: Dataset, path: Path) -> None:
+    """Write a table whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.part")
+    table.to_parquet(unfinished)
+    unfinished.replace(path)
+
+
+def _summary(table: Dataset) -> str:
+    """Rows, slices and noise of a table in a line."""
+    parts = [f"{len(table):,} rows"]
+    if "slice" in table.column_names:
+        parts += [f"{count:,} need {name}" for name, count in sorted(Counter(table["slice"]).items())]
+    parts += [f"{sum(table[name]):,} {name}" for name in table.column_names if name.endswith("_noise")]
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

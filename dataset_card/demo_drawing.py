@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from io import BytesIO
 
@@ -27,6 +28,8 @@ COLOURS = {
 }
 PATTERNS = ("plain", "striped", "dotted", "checked", "floral", "zigzag")
 GLOSS = {"leather": 0.5, "ceramic": 0.9, "porcelain": 1.0, "metal": 0.9, "plastic": 0.6, "nylon": 0.3, "silk": 0.6}
+UNDYED = "undyed"  # colour of a sample that does not show the product's
+ALIKE = 0.15  # difference in gloss that nobody sees
 BACKDROPS = ("white", "grey", "gradient", "room", "wood")
 
 _SIDE = 160
@@ -39,7 +42,7 @@ class Look:
 
     Attributes:
         shape: a key of `SHAPES`.
-        colour: a key of `COLOURS`.
+        colour: a key of `COLOURS`, or `UNDYED`.
         pattern: one of `PATTERNS`.
         material: anything; some have a weave or a gloss that shows.
         brand: number of the brand, which chooses its mark.
@@ -52,6 +55,24 @@ class Look:
     material: str
     brand: int
     cut: tuple[float, float, float, float]
+
+    def without(self, traits: Iterable[str]) -> Look:
+        """The look of a bare sample, which does not show some of "colour", "pattern" and "material"."""
+        unseen = {"colour": UNDYED, "pattern": "plain", "material": ""}
+        return replace(self, **{trait: unseen[trait] for trait in traits})
+
+    def told(self, materials: Iterable[str]) -> set[str]:
+        """What a picture says of colour, pattern and material to someone who knows what words mean.
+
+        The material is among it if it looks like none of the others. The brand is not: there is a mark, but it does
+        not say the name.
+
+        Args:
+            materials: what a product of this kind may be made of.
+        """
+        others = [other for other in materials if other != self.material]
+        alike = any(_look_alike(self.material, other) for other in others)
+        return {"colour", "pattern"} if alike else {"colour", "pattern", "material"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +110,7 @@ def photograph(
     colour = np.asarray(product.convert("RGB"), dtype=np.float32)  # (H, W, 3)
     sun = rng.uniform(-0.9, 0.9) if phone else -0.6
     scene = _backdrop(backdrop, width, height, rng) * (1 - _shadow(alpha, sun, look.shape in STANDING))[..., None]
-    scene += alpha[..., None] * (_lit(colour, alpha, sun, GLOSS.get(look.material, 0.08)) - scene)
+    scene += alpha[..., None] * (_lit(colour, alpha, sun, _gloss(look.material)) - scene)
     if phone:
         slope = np.linspace(-1, 1, width, dtype=np.float32) * rng.uniform(-0.15, 0.15)
         scene *= (rng.uniform(0.7, 1.1) + slope)[None, :, None] * rng.uniform(0.92, 1.08, 3).astype(np.float32)
@@ -102,7 +123,7 @@ def photograph(
 @lru_cache(maxsize=4)
 def _drawn(look: Look) -> Image.Image:
     """The product from the front on a transparent canvas, twice as large as the picture."""
-    base = COLOURS[look.colour]
+    base = (196, 190, 176) if look.colour == UNDYED else COLOURS[look.colour]
     accent = _accent(look.colour)
     pen = Pen(_cloth(look, base, accent), base, accent, look.cut, look.brand)
     SHAPES[look.shape](pen)
@@ -111,7 +132,7 @@ def _drawn(look: Look) -> Image.Image:
 
 def _accent(colour: str) -> tuple[int, int, int]:
     """A second colour that stands out from the first."""
-    light = {"white": "navy", "yellow": "brown", "pink": "purple", "grey": "black", "orange": "white"}
+    light = {"white": "navy", "yellow": "brown", "pink": "purple", "grey": "black", UNDYED: "grey"}
     return COLOURS[light.get(colour, "white")]
 
 
@@ -150,20 +171,34 @@ def _flower(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour
     _dot(draw, x, y, radius * 0.6, (240, 180, 40))
 
 
+def _gloss(material: str) -> float:
+    return GLOSS.get(material, 0.08)
+
+
+def _look_alike(material: str, other: str) -> bool:
+    """Whether two materials have the same weave and nearly the same gloss."""
+    weaves = [name if name in WEAVES else None for name in (material, other)]
+    return weaves[0] == weaves[1] and abs(_gloss(material) - _gloss(other)) < ALIKE
+
+
+# what a material does to the light, at x, y with noise in 0..1; others have no weave
+WEAVES = {
+    "denim": lambda x, y, noise: 0.86 + 0.1 * np.sin((x + y) * 1.1) + 0.08 * (noise - 0.5),
+    "wool": lambda x, y, noise: 0.86 + 0.12 * np.abs(np.sin(x * 0.32)) + 0.1 * (noise - 0.5),
+    "linen": lambda x, y, noise: 0.92 + 0.05 * np.sin(x * 1.6) + 0.05 * np.sin(y * 1.6) + 0.08 * (noise - 0.5),
+    "canvas": lambda x, y, noise: 0.9 + 0.08 * np.sign(np.sin(x * 0.9) * np.sin(y * 0.9)),
+    "suede": lambda x, y, noise: 0.88 + 0.2 * (noise - 0.5),
+    "wood": lambda x, y, noise: 0.85 + 0.13 * np.sin(y * 0.12 + 2.5 * np.sin(x * 0.02) + 0.4 * noise),
+    "metal": lambda x, y, noise: 0.88 + 0.1 * np.sin(x * 0.05),
+}
+
+
 @cache
 def _weave(material: str) -> Image.Image:
     """What the material does to the light: a canvas to multiply with."""
     y, x = np.mgrid[:_CANVAS, :_CANVAS].astype(np.float32)
     noise = np.random.default_rng(len(material)).random((_CANVAS, _CANVAS), dtype=np.float32)
-    tone = {
-        "denim": lambda: 0.86 + 0.1 * np.sin((x + y) * 1.1) + 0.08 * (noise - 0.5),
-        "wool": lambda: 0.86 + 0.12 * np.abs(np.sin(x * 0.32)) + 0.1 * (noise - 0.5),
-        "linen": lambda: 0.92 + 0.05 * np.sin(x * 1.6) + 0.05 * np.sin(y * 1.6) + 0.08 * (noise - 0.5),
-        "canvas": lambda: 0.9 + 0.08 * np.sign(np.sin(x * 0.9) * np.sin(y * 0.9)),
-        "suede": lambda: 0.88 + 0.2 * (noise - 0.5),
-        "wood": lambda: 0.85 + 0.13 * np.sin(y * 0.12 + 2.5 * np.sin(x * 0.02) + 0.4 * noise),
-        "metal": lambda: 0.88 + 0.1 * np.sin(x * 0.05),
-    }.get(material, lambda: np.full_like(x, 0.98))()
+    tone = WEAVES[material](x, y, noise) if material in WEAVES else np.full_like(x, 0.98)
     return Image.fromarray((tone.clip(0, 1) * 255).astype(np.uint8)).convert("RGB")
 
 

@@ -26,7 +26,7 @@ from .losses import DualLevelLossOutput
 EMBEDDINGS = ("text_embeddings", "image_embeddings", "multimodal_embeddings")  # (R, D)
 PRESENCE = ("has_text", "has_image")  # (R,)
 SUMS = ("gate_sums", "prob_sums")  # (3, L, R, Z), differentiable
-KEYS = ("product_keys", "title_keys", "positive_keys")
+KEYS = ("product_keys", "title_keys", "positive_keys", "made_photos")
 
 
 class RandomState:
@@ -165,8 +165,8 @@ def _encode_without_graph(
 
 
 def _join_keys(all_keys: list[dict[str, Tensor]], roles: int) -> dict[str, Tensor]:
-    """Keys of the whole batch: of items [p, (n)], and of right products padded to equal width."""
-    joined = {}
+    """Keys of the whole batch: of items [p, (n)], of right products padded to equal width, and of queries."""
+    joined = {"made_photos": torch.cat([keys["made_photos"] for keys in all_keys])}
     for name in ("product_keys", "title_keys"):
         by_role = zip(*(keys[name].chunk(roles - 1) for keys in all_keys), strict=True)
         joined[name] = torch.cat([of_chunk for role in by_role for of_chunk in role])

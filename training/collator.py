@@ -22,8 +22,8 @@ class Moon2Collator:
     Returns (of a call):
         What the processor returns for all rows; `max_text_length`, host-side; `image_layout`; and the keys of
         [`DualLevelAlignmentLoss`]: `product_keys` and `title_keys` (B or 2B,) of [p, (n)], and `positive_keys` (B, P),
-        every product known to be right for each query, padded with 0. `unreadable`, if there are any, names the
-        pictures that were left out.
+        every product known to be right for each query, padded with 0, and `made_photos` (B,) bool, where the query's
+        photo was made from p. `unreadable`, if there are any, names the pictures that were left out.
     """
 
     def __init__(self, processor: Moon2Processor, vision_config: Moon2VisionConfig | None = None) -> None:
@@ -55,4 +55,5 @@ class Moon2Collator:
             "positive_keys": torch.tensor(
                 [[*t.positive_keys, *[0] * (width - len(t.positive_keys))] for t in triplets]
             ),
+            "made_photos": torch.tensor([t.made_photo for t in triplets]),
         }

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import TrlParser
 
-from moon2_dataset import join, load_product_queries
+from moon2_dataset import QUERY_FEATURES, join, load_product_queries
 
 from .classification import TaskSet, attribute_tasks, category_tasks, evaluate_task
 from .encode import Encoder, ProductItems, QueryItems, Views, load_encoder
@@ -24,6 +24,8 @@ from .retrieval import DIRECTIONS, Relevance, evaluate_retrieval
 
 COLUMNS = ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
 INPUTS = ("image_title", "title", "image")
+SLICE = "slice"  # column of queries that is sliced by unasked
+MAX_SLICES = 50
 
 
 @dataclass
@@ -37,6 +39,17 @@ class EvaluateArguments:
         default=None, metadata={"help": "JSON file to write; evaluation.json in the model's folder if not given."}
     )
     batch_size: int = field(default=64, metadata={"help": "Items per forward."})
+    slice_by: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Columns of queries, of text or true / false: Recall@10 is also told for each of their values. "
+            "`slice`, where there is such a column, if not given."
+        },
+    )
+
+    def __post_init__(self):
+        if isinstance(self.slice_by, str):  # as a recipe may give it
+            self.slice_by = [self.slice_by]
 
 
 def evaluate(
@@ -46,11 +59,12 @@ def evaluate(
     queries: Dataset,
     batch_size: int = 64,
     progress: bool = True,
+    slice_by: Sequence[str] | None = None,
 ) -> dict:
     """Score retrieval in the five directions, product classification and attribute prediction.
 
     Candidates are encoded from the title and up to four images, queries from their text and image. Rows that share a
-    query_id are one query with several right products; its text and image are those of the first row.
+    query_id are one query with several right products; its text, its image and its slice are those of the first row.
 
     Args:
         model: a Moon2Model, on the device to compute on.
@@ -59,18 +73,23 @@ def evaluate(
         queries: in the queries schema.
         batch_size: items per forward.
         progress: show bars.
+        slice_by: columns of queries, of text or true / false, by whose values Recall@10 is told too; "slice" where it
+            is None and there is such a column.
 
     Returns:
-        JSON-ready: `retrieval` (see `evaluate_retrieval`), `mean_recall@10` over the five directions (None if one
-        could not be scored), `classification` and `attributes`, each with its `tasks` (see `evaluate_task`) and why
-        others were `left_out`, the numbers of items, seconds, items encoded per second, device, dtype and versions.
+        JSON-ready: `retrieval` (see `evaluate_retrieval`; slices stand in each direction), `mean_recall@10` over the
+        five directions (None if one could not be scored), `classification` and `attributes`, each with its `tasks`
+        (see `evaluate_task`) and why others were `left_out`, the numbers of items, seconds, items encoded per second,
+        device, dtype and versions.
 
     Raises:
-        ValueError: an item cannot be encoded, or the tables do not fit the schema or each other.
+        ValueError: an item cannot be encoded, the tables do not fit the schema or each other, or a column of
+            `slice_by` is not there or not to be sliced by.
     """
     begin = time.perf_counter()
     data = join(products, queries)
     rows, relevance = Relevance.from_queries(data)
+    slices = query_slices(data.queries, rows, slice_by)
     categories = category_tasks(list(data.products["category_path"]))
     attributes = attribute_tasks(list(data.products["attributes"]))
     labels = sorted({label for task in (*categories.tasks, *attributes.tasks) for label in task.labels})
@@ -83,7 +102,7 @@ def evaluate(
     label_embeddings = encoder.encode([{"text": label, "images": []} for label in labels], "text", progress)
     embedding_of = dict(zip(labels, label_embeddings, strict=True))
 
-    retrieval = evaluate_retrieval(query_views, candidate_views, relevance, data.title_key, model.device)
+    retrieval = evaluate_retrieval(query_views, candidate_views, relevance, data.title_key, model.device, slices)
     recalls = [result["recall@10"]["value"] for result in retrieval.values() if result["queries"]]
     num_items = len(candidate_views.text) + len(query_views.text)
     return {
@@ -100,6 +119,45 @@ def evaluate(
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": {name: version(name) for name in ("moon2", "torch", "transformers")},
     }
+
+
+def query_slices(
+    queries: Dataset, rows: Sequence[int], slice_by: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Read the slices of every query.
+
+    Args:
+        queries: in the queries schema.
+        rows: the first row (Q,) of every query.
+        slice_by: see `evaluate`.
+
+    Returns:
+        By column, (Q,) labels: the text, "true", "false", or "none" where there is nothing.
+
+    Raises:
+        ValueError: a column is not there, of another type, or has more than fifty values.
+    """
+    possible = [
+        name
+        for name, kind in queries.features.items()
+        if name not in QUERY_FEATURES and isinstance(kind, Value) and kind.dtype in ("string", "large_string", "bool")
+    ]
+    asked = [SLICE] if slice_by is None and SLICE in possible else slice_by or []
+    slices = {}
+    for column in asked:
+        if column not in possible:
+            raise ValueError(
+                f"slice_by={column}: queries have no such column of text or true / false; "
+                f"give one of {', '.join(possible) or 'your own'}"
+            )
+        values = queries.select_columns(column).select(rows)[column]
+        labels = np.array([str(v).lower() if isinstance(v, bool) else (v or "").strip() or "none" for v in values])
+        count = len(np.unique(labels))
+        if count <= MAX_SLICES:
+            slices[column] = labels
+        elif slice_by is not None:
+            raise ValueError(f"slice_by={column}: {count:,} values; give a column with {MAX_SLICES} or fewer")
+    return slices
 
 
 def _evaluate_tasks(
@@ -133,11 +191,32 @@ def format_table(results: dict) -> str:
         )
     mean = results["mean_recall@10"]
     lines.append(f"{'mean':27}{'':16}{'–' if mean is None else f'{100 * mean:.1f}':>8}")
+    lines += _slice_lines(results["retrieval"])
     for title, group in (("Product classification", "classification"), ("Attribute prediction", "attributes")):
         lines += ["", *_task_lines(title, results[group])]
     speed, seconds = results["items_per_second"], results["seconds"]
     lines += ["", f"{speed:.1f} items/s on {results['device']}, {seconds:.1f} s in all"]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _slice_lines(retrieval: dict[str, dict]) -> list[str]:
+    """One table for each column that queries were sliced by."""
+    lines = []
+    columns = {column for result in retrieval.values() for column in result.get("slices", ())}
+    for column in sorted(columns):
+        of_direction = [result.get("slices", {}).get(column, {}) for result in retrieval.values()]
+        labels = sorted({label for scores in of_direction for label in scores})
+        lines += ["", f"R@10 by {column}, and the number of queries"]
+        lines.append(f"{'':20}" + "".join(f"{result['name']:>15}" for result in retrieval.values()))
+        for label in labels:
+            cells = [
+                f"{100 * scores[label]['recall@10']['value']:.1f} ({scores[label]['queries']:,})"
+                if label in scores
+                else "–"
+                for scores in of_direction
+            ]
+            lines.append(f"{label[:19]:20}" + "".join(f"{cell:>15}" for cell in cells))
+    return lines
 
 
 def _task_lines(title: str, group: dict[str, dict]) -> list[str]:
@@ -174,7 +253,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = load_product_queries(arguments.products, arguments.queries)
     model, processor = load_encoder(arguments.model)
     output.parent.mkdir(parents=True, exist_ok=True)
-    results = evaluate(model, processor, data.products, data.queries, arguments.batch_size)
+    results = evaluate(
+        model, processor, data.products, data.queries, arguments.batch_size, slice_by=arguments.slice_by
+    )
     names = {name: getattr(arguments, name) for name in ("model", "products", "queries")}
     write_json(names | results, output)
     print(format_table(results))

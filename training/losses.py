@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 VIEWS = ("text", "image", "multimodal")
 OBJECTIVES = ("inter_text", "inter_image", "inter_multimodal", "intra_positive", "intra_negative")
 OBJECTIVE_WEIGHTINGS = ("learned", "uniform", "balanced")
+FILTER_SCOPES = ("all", "inter")
 
 
 class ItemViews(NamedTuple):
@@ -287,7 +288,7 @@ class DualLevelAlignmentLoss(nn.Module):
     intra_negative is not active at all. W*'s softmax runs over the active objectives, for otherwise its gradient
     could hide weight in objectives that cost nothing.
 
-    A sample filter multiplies all terms of a triplet by its weight, and L_m is divided by the weights' sum. Negatives
+    A sample filter multiplies the terms of a triplet by its weight, and L_m is divided by the weights' sum. Negatives
     can also come from other processes (`gather`) and from earlier batches (a memory given to `forward`); the product
     and the title of a right item are never negatives, wherever they come from.
 
@@ -302,6 +303,8 @@ class DualLevelAlignmentLoss(nn.Module):
         aux_coef: ρ.
         sparsity_coef: ς.
         sample_filter: weighs the triplets; all weigh 1 without one.
+        filter_scope: "all" weighs a triplet's terms in every objective, as published; "inter" leaves the intra-product
+            ones alone, for a wrong click says nothing about a product's own image and text.
         gather: score against the items of all processes, and take every mean, ω and L_aux over all processes, so that
             n processes of B / n triplets have the loss and the gradient of one of B. Needs equal rows everywhere.
         matryoshka_dims: take each L_m as the mean over the embeddings' first d dimensions for these d and over all D.
@@ -320,6 +323,7 @@ class DualLevelAlignmentLoss(nn.Module):
         aux_coef: float = 0.01,
         sparsity_coef: float = 0.01,
         sample_filter: SampleFilter | None = None,
+        filter_scope: str = "all",
         gather: bool = False,
         matryoshka_dims: Sequence[int] = (),
     ) -> None:
@@ -332,6 +336,8 @@ class DualLevelAlignmentLoss(nn.Module):
             )
         if not 0 <= objective_floor <= 1:
             raise ValueError(f"objective_floor={objective_floor!r}; give a share from 0 to 1")
+        if filter_scope not in FILTER_SCOPES:
+            raise ValueError(f"filter_scope={filter_scope!r}; give one of {', '.join(FILTER_SCOPES)}")
         for name, coef in (("aux_coef", aux_coef), ("sparsity_coef", sparsity_coef)):
             if not 0 <= coef < math.inf:
                 raise ValueError(f"{name}={coef!r}; give a finite number, 0 or more")
@@ -341,6 +347,7 @@ class DualLevelAlignmentLoss(nn.Module):
         self.aux_coef = aux_coef
         self.sparsity_coef = sparsity_coef
         self.sample_filter = sample_filter
+        self.filter_scope = filter_scope
         self.gather = gather
         self.matryoshka_dims = tuple(matryoshka_dims)
 
@@ -350,6 +357,7 @@ class DualLevelAlignmentLoss(nn.Module):
         product_keys: Tensor,
         title_keys: Tensor,
         positive_keys: Tensor,
+        made_photos: Tensor | None = None,
         progress: float = 0.0,
         memory: MemoryQueue | None = None,
         step: int = 0,
@@ -361,6 +369,8 @@ class DualLevelAlignmentLoss(nn.Module):
             product_keys: (N,) int64 product of each item [p, (n)].
             title_keys: (N,) int64 normalised title of each item.
             positive_keys: (B, P) int64 products known to be right for each query, padded with 0.
+            made_photos: (B,) bool, queries whose photo was made from p; none if not given. Such a photo is like p
+                however wrong the click was, so the filter judges these queries by their text.
             progress: share of the training that is done, for the filter's margin.
             memory: earlier items, as further negatives.
             step: of the training, for the age of what is in the memory.
@@ -393,7 +403,10 @@ class DualLevelAlignmentLoss(nn.Module):
         not_right = not_right & candidates.usable
         wrong_texts = negative_mask(candidates.product_keys, candidates.title_keys, product_keys[:, None], title_keys)
         wrong_texts = wrong_texts & candidates.usable & candidates.has_text  # (N, C)
-        filtering = self._filter(query, positive, negative, batch_items, not_right, progress)
+        filtering = None
+        if self.sample_filter is not None:
+            evidence = _evidence(query, made_photos)
+            filtering = self._filter(evidence, positive, negative, batch_items, not_right, progress)
         triplet_weights = torch.ones_like(outputs.temperatures[0]).expand(batch_size)  # (B,)
         if filtering is not None:
             triplet_weights = filtering.weights
@@ -437,7 +450,8 @@ class DualLevelAlignmentLoss(nn.Module):
                     role, views, rows, terms = positive, slice(0, 2), positive.has_both, intra(positive, 0)
                 case "intra_negative":
                     role, views, rows, terms = negative, slice(0, 2), negative.has_both, intra(negative, batch_size)
-            weights = torch.where(rows, triplet_weights, 0)
+            unfiltered = self.filter_scope == "inter" and name.startswith("intra")
+            weights = rows.to(triplet_weights) if unfiltered else torch.where(rows, triplet_weights, 0)
             of_objective = [(weights * torch.where(rows, terms, 0)).sum(), weights.sum(), rows.sum()]
             if role.routing is not None:
                 of_objective += _sum_over_tokens(role.routing, views, rows)
@@ -491,22 +505,20 @@ class DualLevelAlignmentLoss(nn.Module):
 
     def _filter(
         self,
-        query: ItemViews,
+        query: Tensor,
         positive: ItemViews,
         negative: ItemViews | None,
         batch_items: Candidates,
         not_right: Tensor,
         progress: float,
-    ) -> FilterResult | None:
-        """Weigh the triplets by the multimodal view of q, or the one it has, p and n."""
-        if self.sample_filter is None:
-            return None
+    ) -> FilterResult:
+        """Weigh the triplets by r_q (B, D) and the multimodal views of p and n."""
         with torch.no_grad():
-            to_positive = (query.multimodal * positive.multimodal).sum(dim=-1)  # (B,)
+            to_positive = (query * positive.multimodal).sum(dim=-1)  # (B,)
             if negative is not None:
-                to_negative = (query.multimodal * negative.multimodal).sum(dim=-1)
+                to_negative = (query * negative.multimodal).sum(dim=-1)
             else:
-                similarities = query.multimodal @ batch_items.multimodal.T
+                similarities = query @ batch_items.multimodal.T
                 to_negative = mean_negative_similarity(similarities, not_right[:, : similarities.shape[1]])
             return self.sample_filter(to_positive, to_negative, progress)
 
@@ -518,6 +530,13 @@ class DualLevelAlignmentLoss(nn.Module):
         total = sum_over_processes(torch.cat([tensor.flatten().to(dtype) for tensor in tensors]))
         parts = total.split([tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _evidence(query: ItemViews, made_photos: Tensor | None) -> Tensor:
+    """r_q (B, D) of what the shopper gave: the multimodal view, but the text where the photo was made."""
+    if made_photos is None:
+        return query.multimodal
+    return torch.where((made_photos & query.has_text)[:, None], query.text, query.multimodal)
 
 
 def _with_memory(items: Candidates, memory: MemoryQueue, step: int) -> Candidates:

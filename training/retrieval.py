@@ -249,6 +249,7 @@ def evaluate_retrieval(
     relevance: Relevance,
     title_key: np.ndarray,
     device: torch.device | str = "cpu",
+    slices: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, dict]:
     """Score the five directions.
 
@@ -263,11 +264,13 @@ def evaluate_retrieval(
         relevance: right products of every query, rows of `candidates`.
         title_key: (N,) equal for products with the same normalised title.
         device: where the products are computed.
+        slices: by name, (Q,) labels; the queries of each label are also scored apart, over all candidates.
 
     Returns:
         For each direction's key its name, the counts (`queries`, `candidates`, and `left_out`: queries without the
         view or without a right candidate), `chance_recall@10`, and every metric as {"value", "low", "high"}. A
-        direction with no query has the counts and `skipped` with the reason.
+        direction with no query has the counts and `skipped` with the reason. With `slices` a scored direction has, by
+        name and label, the number of `queries` with that label and their recall@10; labels of none are left out.
     """
     has_query_view = {"text": queries.has_text, "image": queries.has_image}
     has_query_view["multimodal"] = queries.has_text & queries.has_image
@@ -294,6 +297,20 @@ def evaluate_retrieval(
         )
         result["chance_recall@10"] = chance_recall(selected.counts, result["candidates"])
         for metric, per_query in values.items():
-            low, high = bootstrap_interval(per_query)
-            result[metric] = {"value": float(per_query.mean()), "low": low, "high": high}
+            result[metric] = _mean_with_interval(per_query)
+        if slices:
+            result["slices"] = {
+                column: _scores_by_label(labels[served], values["recall@10"]) for column, labels in slices.items()
+            }
     return results
+
+
+def _scores_by_label(labels: np.ndarray, recalls: np.ndarray) -> dict[str, dict]:
+    """Number of queries and recall@10 of each label; of one label and one value per query."""
+    parts = {label: recalls[labels == label] for label in np.unique(labels).tolist()}
+    return {label: {"queries": len(part), "recall@10": _mean_with_interval(part)} for label, part in parts.items()}
+
+
+def _mean_with_interval(per_query: np.ndarray) -> dict[str, float]:
+    low, high = bootstrap_interval(per_query)
+    return {"value": float(per_query.mean()), "low": low, "high": high}

@@ -194,6 +194,8 @@ class Moon2Trainer(Trainer):
                 max_images_per_item=args.max_images_per_item,
                 on_bad_image=args.on_bad_image,
                 mined_per_product=args.mined_per_product if args.mine_every_steps else 0,
+                enriched_title_share=args.enriched_title_share,
+                expanded_image_share=args.expanded_image_share,
             )
         super().__init__(
             model=model,

@@ -33,7 +33,8 @@ class Moon2TrainingArguments(TrainingArguments):
         metadata={"help": "learned: M·ω from the dual-alignment matrix; uniform: 1 each; balanced: by the losses."},
     )
     objective_floor: float = field(
-        default=0.0, metadata={"help": "Share of every learned objective weight that is kept uniform, 0 to 1."}
+        default=0.5,
+        metadata={"help": "Share of every learned objective weight that is kept uniform, 0 to 1; 0 is as published."},
     )
     router_aux_loss_coef: float | None = field(
         default=None, metadata={"help": "ρ, weight of the load-balancing loss; the model's own when not given."}
@@ -92,6 +93,13 @@ class Moon2TrainingArguments(TrainingArguments):
     filter_weighting: str = field(
         default="linear", metadata={"help": "Weight of a triplet under τ. linear: φ/τ; drop: 0."}
     )
+    filter_scope: str = field(
+        default="all",
+        metadata={
+            "help": "Objectives that the filter weighs. all: as published; inter: not the intra-product ones, "
+            "of which a wrong click says nothing."
+        },
+    )
     cached_chunk_size: int = field(
         default=0,
         metadata={
@@ -130,6 +138,16 @@ class Moon2TrainingArguments(TrainingArguments):
     max_images_per_item: int = field(
         default=1, metadata={"help": "Most pictures of a product in one item; drawn anew every epoch."}
     )
+    enriched_title_share: float = field(
+        default=0.5, metadata={"help": "Probability that an item's title is its enriched_title, where it has one."}
+    )
+    expanded_image_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "Probability that a picture of an item is one of its expanded_images or the crop of its "
+            "core_region, where it has them."
+        },
+    )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Items per forward when scoring."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
@@ -149,6 +167,9 @@ class Moon2TrainingArguments(TrainingArguments):
             raise ValueError(f"item_text_fields={self.item_text_fields}; give one or more of {ITEM_TEXT_FIELDS}")
         if self.max_images_per_item < 1:
             raise ValueError(f"max_images_per_item={self.max_images_per_item}; give 1 or more")
+        for name in ("enriched_title_share", "expanded_image_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}; give a probability from 0 to 1")
         self.alignment_loss(model_aux_coef=0.0)  # refuses what has no meaning, before a model is loaded
         if self.on_bad_image not in ON_BAD_IMAGE:
             raise ValueError(f"on_bad_image={self.on_bad_image!r}; give one of {', '.join(ON_BAD_IMAGE)}")
@@ -211,6 +232,7 @@ class Moon2TrainingArguments(TrainingArguments):
             aux_coef=model_aux_coef if self.router_aux_loss_coef is None else self.router_aux_loss_coef,
             sparsity_coef=self.sparsity_coef,
             sample_filter=self.sample_filter(),
+            filter_scope=self.filter_scope,
             gather=gather,
             matryoshka_dims=self.matryoshka_dims,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -36,7 +37,8 @@ class Item(NamedTuple):
 
 class Triplet(NamedTuple):
     """(q, p, n); `negative` is None where negatives come from the batch, `positive_keys` are all right products,
-    `unreadable` names the pictures that could not be read and were left out.
+    `unreadable` names the pictures that could not be read and were left out, and `made_photo` says that the query's
+    photo is not the shopper's but was made from a picture of p.
     """
 
     query: Item
@@ -44,6 +46,15 @@ class Triplet(NamedTuple):
     negative: Item | None
     positive_keys: tuple[int, ...]
     unreadable: tuple[str, ...] = ()
+    made_photo: bool = False
+
+
+class Picture(NamedTuple):
+    """One picture of a row before it is opened: what messages call it, the image, and the part of it that counts."""
+
+    name: str
+    image: Any
+    box: tuple[float, ...] = ()  # left, top, right, bottom in shares; empty for all of it
 
 
 class TripletDataset(Dataset):
@@ -53,6 +64,11 @@ class TripletDataset(Dataset):
     there is one. All chance (photo, choice of pictures, negative) comes from (seed, epoch, index), so an example is
     the same in every process and after a resume. `label_noise` is never read.
 
+    Items of p and n may be co-augmented where the catalogue has the columns for it: their title is then T⁺
+    (`enriched_title`), their pictures variants (`expanded_images`) or the product cut out of its first picture
+    (`core_region`). Queries are not, nor the pictures that their photos are made from; and with or without it an
+    example has the same photo, the same choice of originals and the same negative.
+
     Args:
         data: catalogue and queries.
         negatives: "in_batch" gives no n; "explicit" one of the query's `negative_ids`, else one that was mined, else a
@@ -61,8 +77,11 @@ class TripletDataset(Dataset):
         seed: seed of all chance.
         item_text_fields: what the text of p and n holds: "title", "category", "attributes".
         max_images_per_item: most pictures of a product in one item, drawn anew each epoch.
-        mined_per_product: places for mined negatives of each product; see `mined`.
         on_bad_image: "raise" at a picture that cannot be read, or "skip" it and name it in the triplet.
+        mined_per_product: places for mined negatives of each product; see `mined`.
+        enriched_title_share: probability that an item's title is T⁺, where it has one.
+        expanded_image_share: probability that a picture of an item is replaced by one of its expanded images or by
+            the crop of its core region, all equally likely and none twice in an item.
 
     Raises:
         ValueError: (when an example is read) a picture cannot be read; names the product or query.
@@ -77,6 +96,8 @@ class TripletDataset(Dataset):
         max_images_per_item: int = 1,
         on_bad_image: str = "raise",
         mined_per_product: int = 0,
+        enriched_title_share: float = 0.5,
+        expanded_image_share: float = 0.5,
     ) -> None:
         self.data = data
         self.negatives = negatives
@@ -84,6 +105,8 @@ class TripletDataset(Dataset):
         self.item_text_fields = tuple(item_text_fields)
         self.max_images_per_item = max_images_per_item
         self.on_bad_image = on_bad_image
+        self.enriched_title_share = enriched_title_share
+        self.expanded_image_share = expanded_image_share
         # (N, K) rows of hard negatives, -1 for none: shared, so that what is mined reaches reading processes
         self.mined = torch.full((len(data.products), mined_per_product), -1, dtype=torch.int64).share_memory_()
         order = np.argsort(data.leaf, kind="stable")
@@ -105,11 +128,15 @@ class TripletDataset(Dataset):
         positive_rows = [data.product_index[product_id] for product_id in positive_ids]
 
         unreadable: list[str] = []
-        positive = self._item(row, product, shown := self._choose_pictures(product["images"], rng), unreadable)
+        augmenting = rng.spawn(1)[0]  # a stream of its own, so that the draws of `rng` stay those of the originals
+        originals = self._choose_pictures(product, rng)
+        shown = self._stand_ins(product, originals, augmenting)
+        positive = self._item(row, product, originals, shown, augmenting, unreadable)
         if query["image"] is not None:
-            photos = self._open([query["image"]], [f"query {query['query_id']}"], unreadable)
+            photos = self._open([Picture(f"query {query['query_id']}", query["image"])], unreadable)
         else:
-            photos = self._make_photo(product, shown, positive.images, rng, unreadable)
+            opened = positive.images if shown == originals else None
+            photos = self._make_photo(product, originals, opened, rng, unreadable)
         text = query["text"]
         if not (photos or text and text.strip()):
             text = query["query_id"]  # nothing of it is left
@@ -117,51 +144,93 @@ class TripletDataset(Dataset):
         if self.negatives == "explicit":
             negative_row = self._draw_negative(query, row, set(positive_rows), rng)
             other = data.products[negative_row]
-            negative = self._item(negative_row, other, self._choose_pictures(other["images"], rng), unreadable)
+            originals = self._choose_pictures(other, rng)
+            shown = self._stand_ins(other, originals, augmenting)
+            negative = self._item(negative_row, other, originals, shown, augmenting, unreadable)
         return Triplet(
             query=Item(text, photos),
             positive=positive,
             negative=negative,
             positive_keys=tuple(int(data.product_key[r]) for r in positive_rows),
-            unreadable=tuple(unreadable),
+            unreadable=tuple(dict.fromkeys(unreadable)),
+            made_photo=query["image"] is None,
         )
 
-    def _choose_pictures(self, images: list, rng: np.random.Generator) -> np.ndarray:
-        """Indices of the pictures that an item shows, in the catalogue's order."""
-        if len(images) <= self.max_images_per_item:
-            return np.arange(len(images))
-        return np.sort(rng.choice(len(images), self.max_images_per_item, replace=False))
+    def _choose_pictures(self, product: dict[str, Any], rng: np.random.Generator) -> list[Picture]:
+        """The pictures that an item shows, in the catalogue's order."""
+        pictures = _pictures(product)
+        if len(pictures) <= self.max_images_per_item:
+            return pictures
+        return [pictures[n] for n in np.sort(rng.choice(len(pictures), self.max_images_per_item, replace=False))]
+
+    def _stand_ins(
+        self, product: dict[str, Any], originals: list[Picture], augmenting: np.random.Generator
+    ) -> list[Picture]:
+        """The pictures that an item shows, some of them replaced by what co-augmentation made."""
+        name = f"product {product['product_id']}"
+        made = [
+            Picture(f"{name}, expanded image {number}", image)
+            for number, image in enumerate(product.get("expanded_images") or ())
+        ]
+        if originals and product.get("core_region"):
+            made.append(Picture(f"{name}, core region", product["images"][0], tuple(product["core_region"])))
+        if not made:
+            return originals
+        replaced = augmenting.random(len(originals)) < self.expanded_image_share
+        order = iter(augmenting.permutation(len(made)))
+        numbers = [next(order, None) if replace else None for replace in replaced]
+        return [
+            original if number is None else made[number] for original, number in zip(originals, numbers, strict=True)
+        ]
 
     def _make_photo(
         self,
         product: dict[str, Any],
-        shown: np.ndarray,
-        opened: list[Image.Image],
+        originals: list[Picture],
+        opened: list[Image.Image] | None,
         rng: np.random.Generator,
         unreadable: list[str],
     ) -> list[Image.Image]:
-        """A photo made from a picture that the positive does not show, if there is another."""
-        hidden = [number for number in range(len(product["images"])) if number not in shown]
-        if hidden:
-            number = hidden[rng.integers(len(hidden))]
-            name = f"product {product['product_id']}, image {number}"
-            opened = self._open([product["images"][number]], [name], unreadable) or opened
-        return [make_query_photo(opened[rng.integers(len(opened))], rng)] if opened else []
+        """A photo made from an original that the positive does not show, if there is another; else from `originals`,
+        which are `opened` if they need not be read again.
+        """
+        hidden = [picture for picture in _pictures(product) if picture not in originals]
+        sources = self._open([hidden[rng.integers(len(hidden))]], unreadable) if hidden else []
+        if not sources:
+            sources = self._open(originals, unreadable) if opened is None else opened
+        return [make_query_photo(sources[rng.integers(len(sources))], rng)] if sources else []
 
-    def _item(self, row: int, product: dict[str, Any], shown: np.ndarray, unreadable: list[str]) -> Item:
-        names = [f"product {product['product_id']}, image {number}" for number in shown]
-        pictures = self._open([product["images"][number] for number in shown], names, unreadable)
+    def _item(
+        self,
+        row: int,
+        product: dict[str, Any],
+        originals: list[Picture],
+        shown: list[Picture],
+        augmenting: np.random.Generator,
+        unreadable: list[str],
+    ) -> Item:
+        """Text and pictures of p or n; an original comes back for what replaces it and cannot be read."""
+        pictures: list[Image.Image] = []
+        for picture, original in zip(shown, originals, strict=True):
+            opened = self._open([picture], unreadable)
+            if not opened and picture is not original:
+                opened = self._open([original], unreadable)
+            pictures += opened
+        enriched = product.get("enriched_title")
+        if enriched and enriched.strip() and augmenting.random() < self.enriched_title_share:
+            product = product | {"title": enriched}
         text = item_text(product, self.item_text_fields)
         if text is None and not pictures:
             text = product["product_id"]  # nothing of it is left
         return Item(text, pictures, int(self.data.product_key[row]), int(self.data.title_key[row]))
 
-    def _open(self, images: Sequence[Any], names: Sequence[str], unreadable: list[str]) -> list[Image.Image]:
+    def _open(self, pictures: Sequence[Picture], unreadable: list[str]) -> list[Image.Image]:
         """Decode pictures; the name of one that cannot be read goes to `unreadable`, if that is no error."""
         opened = []
-        for image, name in zip(images, names, strict=True):
+        for name, image, box in pictures:
             try:
-                opened.append(load_image(image))
+                image = load_image(image)
+                opened.append(load_image(_cut_out(image, box)) if box else image)
             except ValueError as error:
                 if self.on_bad_image == "raise":
                     raise ValueError(f"{name}: {error}") from error
@@ -186,6 +255,21 @@ class TripletDataset(Dataset):
             if len(allowed):
                 return int(rng.choice(allowed))
         raise ValueError(f"query {query['query_id']}: every product of the catalogue is right; no negative exists")
+
+
+def _pictures(product: dict[str, Any]) -> list[Picture]:
+    """The pictures of a product as the catalogue has them."""
+    name = f"product {product['product_id']}"
+    return [Picture(f"{name}, image {number}", image) for number, image in enumerate(product["images"])]
+
+
+def _cut_out(image: Image.Image, box: tuple[float, ...]) -> Image.Image:
+    """A box in shares of the image, widened to whole pixels."""
+    left, top, right, bottom = box
+    width, height = image.size
+    return image.crop(
+        (math.floor(left * width), math.floor(top * height), math.ceil(right * width), math.ceil(bottom * height))
+    )
 
 
 def item_text(product: dict[str, Any], fields: Sequence[str] = ("title",)) -> str | dict[str, Any] | None:

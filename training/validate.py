@@ -15,6 +15,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from tqdm.auto import tqdm
@@ -23,7 +24,7 @@ from trl import ModelConfig, TrlParser
 
 from modeling_moon2 import Moon2Model, Moon2Processor
 from modeling_moon2.processing_moon2 import load_image, text_parts
-from moon2_dataset import ProductQueries, load_product_queries
+from moon2_dataset import OPTIONAL_PRODUCT_FEATURES, ProductQueries, load_product_queries
 
 from .encode import load_encoder
 from .losses import OBJECTIVES
@@ -65,6 +66,7 @@ class DataCounts(NamedTuple):
         without_text, without_photo: query rows; a photo is made from the product's picture where there is one.
         repeated_titles: products that share their normalised title with another.
         serving: for each objective, the query rows that can serve it.
+        augmented: for each column of co-augmentation that the catalogue has, the products with something in it.
     """
 
     products: int
@@ -77,6 +79,7 @@ class DataCounts(NamedTuple):
     without_photo: int
     repeated_titles: int
     serving: dict[str, int]
+    augmented: dict[str, int]
 
 
 def count_data(data: ProductQueries, explicit_negatives: bool = False) -> DataCounts:
@@ -107,28 +110,50 @@ def count_data(data: ProductQueries, explicit_negatives: bool = False) -> DataCo
         without_photo=int((~has_photo).sum()),
         repeated_titles=int(sizes[sizes > 1].sum()),
         serving=dict(zip(OBJECTIVES, (int(mask.sum()) for mask in rows), strict=True)),
+        augmented=_count_augmented(data),
     )
 
 
-def find_unreadable(data: ProductQueries, images: str = "sample", progress: bool = True) -> list[str]:
+def _count_augmented(data: ProductQueries) -> dict[str, int]:
+    columns = [column for column in OPTIONAL_PRODUCT_FEATURES if column in data.products.column_names]
+    if not columns:
+        return {}
+    table = data.products.select_columns(columns).with_format("arrow")[:]
+    counts = {}
+    for column in columns:
+        lists = pa.types.is_list(table[column].type)
+        filled = (
+            pc.list_value_length(table[column]) if lists else pc.utf8_length(pc.utf8_trim_whitespace(table[column]))
+        )
+        counts[column] = int((filled.to_numpy() > 0).sum())
+    return counts
+
+
+def find_unreadable(
+    data: ProductQueries, images: str = "sample", progress: bool = True, expanded: bool = True
+) -> list[str]:
     """Names of the pictures that cannot be read, of products and of queries.
 
     Args:
         data: catalogue and queries.
         images: "all", or "sample" for a thousand of each.
         progress: show a bar.
+        expanded: open the products' expanded images too, where they have any.
     """
     unreadable: list[str] = []
-    for table, id_column, column, kind in (
-        (data.products, "product_id", "images", "product"),
-        (data.queries, "query_id", "image", "query"),
-    ):
+    looked_at = [
+        (data.products, "product_id", "images", "product", ", image"),
+        (data.queries, "query_id", "image", "query", ""),
+    ]
+    if expanded and "expanded_images" in data.products.column_names:
+        looked_at.append((data.products, "product_id", "expanded_images", "product", ", expanded image"))
+    for table, id_column, column, kind, place in looked_at:
         rows = range(len(table))
         if images == "sample":
             rows = sorted(random.Random(0).sample(rows, min(SAMPLE, len(rows))))
         table = table.select_columns([id_column, column])
 
-        def look(row: int, table=table, id_column=id_column, column=column, kind=kind) -> list[str]:
+        def look(row: int, table=table, id_column=id_column, column=column, kind=kind, place=place) -> list[str]:
             given = table[row]
             pictures = given[column] if isinstance(given[column], list) else [given[column]]
             bad = []
@@ -137,7 +162,7 @@ def find_unreadable(data: ProductQueries, images: str = "sample", progress: bool
                     if picture is not None:
                         load_image(picture)
                 except ValueError as error:
-                    where = f", image {number}" if kind == "product" else ""
+                    where = place and f"{place} {number}"
                     bad.append(f"{kind} {given[id_column]}{where} ({error})")
             return bad
 
@@ -157,9 +182,11 @@ def count_steps(arguments: Moon2TrainingArguments, query_rows: int) -> tuple[int
 
 
 def share_of_cut_titles(data: ProductQueries, processor: Moon2Processor) -> float:
-    """Share of titles, of a sample, that are longer than the tokenizer's limit even without a picture."""
+    """Share of titles, T⁺ too, that are longer than the tokenizer's limit even without a picture; of a sample."""
     rows = sorted(random.Random(0).sample(range(len(data.products)), min(SAMPLE, len(data.products))))
-    titles = [title for title in data.products.select(rows)["title"] if title and title.strip()]
+    columns = [column for column in ("title", "enriched_title") if column in data.products.column_names]
+    sample = data.products.select_columns(columns).select(rows)
+    titles = [title for column in columns for title in sample[column] if title and title.strip()]
     if not titles:
         return 0.0
     lengths = [len(ids) for ids in processor.tokenizer(titles, add_special_tokens=False, verbose=False)["input_ids"]]
@@ -267,6 +294,9 @@ def format_counts(counts: DataCounts, arguments: Moon2TrainingArguments) -> str:
         "query rows that can serve an objective:",
     ]
     lines += [f"  {name:<25} {_share(counts.serving[name], rows)}" for name in arguments.objectives]
+    if counts.augmented:
+        lines.append("products with what co-augmentation adds:")
+        lines += [f"  {name:<25} {_share(count, products)}" for name, count in counts.augmented.items()]
     return "\n".join(lines)
 
 
@@ -285,7 +315,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = count_data(data, arguments.negatives == "explicit")
     print(format_counts(counts, arguments))
 
-    unreadable = [] if options.images == "none" else find_unreadable(data, options.images, not arguments.disable_tqdm)
+    unreadable = []
+    if options.images != "none":
+        expanded = arguments.expanded_image_share > 0
+        unreadable = find_unreadable(data, options.images, not arguments.disable_tqdm, expanded)
     if options.images != "none":
         which = (
             "all pictures" if options.images == "all" else f"pictures of a sample of {SAMPLE:,} products and queries"

@@ -28,10 +28,20 @@ GRIDS = {
     "filtering": {
         f"{round(100 * noise)} % wrong, {name}": UNIFORM | options | {"wrong_pairs": noise}
         for noise in (0.1, 0.2, 0.3)
-        for name, options in (("unfiltered", {}), ("filtered", {"sample_filtering": True}))
+        for name, options in (
+            ("unfiltered", {}),
+            ("filtered", {"sample_filtering": True}),
+            ("filtered between products", {"sample_filtering": True, "filter_scope": "inter"}),
+        )
     },
 }
-PHI_SAMPLE = 1024  # training pairs on which φ is judged
+GRIDS["augmentation"] = {  # on products as `moon2 augment` leaves them
+    "without": UNIFORM | {"enriched_title_share": 0.0, "expanded_image_share": 0.0},
+    "with": UNIFORM,
+    "enriched titles alone": UNIFORM | {"expanded_image_share": 0.0},
+    "expanded images alone": UNIFORM | {"enriched_title_share": 0.0},
+}
+PHI_SAMPLE = 512  # training pairs on which φ is judged
 
 
 def add_wrong_pairs(queries, share: float, seed: int):
@@ -53,6 +63,7 @@ def phi_auc(model, processor, data, seed: int = 0) -> float:
     import numpy as np
     import torch
 
+    from moon2_training.cached_loss import KEYS
     from moon2_training.collator import Moon2Collator
     from moon2_training.triplets import TripletDataset
 
@@ -64,10 +75,11 @@ def phi_auc(model, processor, data, seed: int = 0) -> float:
     for start in range(0, len(rows), 64):
         triplets = [dataset[int(row)] for row in rows[start : start + 64]]
         inputs = collator(triplets)
-        for name in ("product_keys", "title_keys", "positive_keys"):
-            inputs.pop(name)
-        with torch.inference_mode():
-            query, item = model.encode_views(**inputs).multimodal_embeddings.chunk(2)
+        made_photos = [inputs.pop(name) for name in KEYS][-1]
+        with torch.no_grad():
+            views = model.encode_views(**inputs)
+        text, multimodal = views.text_embeddings.chunk(2)[0], views.multimodal_embeddings.chunk(2)[0]
+        query, item = torch.where(made_photos[:, None], text, multimodal), views.multimodal_embeddings.chunk(2)[1]
         similarities = query @ item.T
         size = len(query)
         scores += (similarities.diag() - (similarities.sum(1) - similarities.diag()) / max(size - 1, 1)).tolist()
@@ -137,7 +149,12 @@ def run_all(arguments: argparse.Namespace, arguments_again: list[str]) -> None:
             print(f"{name}, seed {seed}: {'done' if result.returncode == 0 else result.stderr[-2000:]}", flush=True)
 
     with ThreadPoolExecutor(arguments.jobs) as jobs:
-        list(jobs.map(lambda pair: run(*pair), [(n, s) for s in arguments.seeds for n in GRIDS[arguments.grid]]))
+        list(
+            jobs.map(
+                lambda pair: run(*pair),
+                [(n, s) for s in arguments.seeds for n in arguments.only or GRIDS[arguments.grid]],
+            )
+        )
 
 
 def table(arguments: argparse.Namespace) -> str:
@@ -158,6 +175,35 @@ def table(arguments: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def plot_weights(arguments: argparse.Namespace, path: str) -> None:
+    """Draw M·ω over the steps, a panel for each variant that learns it, a thin line for each seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    runs = {
+        name: [json.loads(file.read_text())["log"] for seed in arguments.seeds
+               if (file := _folder(arguments, name, seed) / "result.json").is_file()]
+        for name, options in GRIDS[arguments.grid].items() if options.get("objective_weighting") != "uniform"
+    }  # fmt: skip
+    runs = {name: logs for name, logs in runs.items() if logs}
+    figure, panels = plt.subplots(1, len(runs), figsize=(3.4 * len(runs), 3), sharey=True, squeeze=False)
+    for panel, (name, logs) in zip(panels[0], runs.items(), strict=True):
+        keys = [key for key in logs[0][0] if key.startswith("weight/")]
+        for number, key in enumerate(keys):
+            for seed, log in enumerate(logs):
+                steps = [(place + 1) / len(log) for place in range(len(log))]
+                label = key.removeprefix("weight/") if seed == 0 else None
+                panel.plot(steps, [line[key] for line in log], color=f"C{number}", linewidth=1, label=label)
+        panel.axhline(1, color="0.6", linewidth=0.8, linestyle=":")
+        panel.set(title=name, xlabel="share of the training")
+    panels[0][0].set_ylabel("M·ω")
+    panels[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
 def _folder(arguments: argparse.Namespace, name: str, seed: int) -> Path:
     return Path(arguments.work) / f"{name.replace(' ', '-').replace(',', '').replace('%', 'percent')}-{seed}"
 
@@ -169,7 +215,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", help="variants to run, by name; all of the grid if not given")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--plot", help="picture of the objective weights to write")
     parser.add_argument("--run", help="one variant, in this process, with the first seed")
     arguments = parser.parse_args()
     if arguments.run:
@@ -179,6 +227,8 @@ def main() -> None:
     else:
         run_all(arguments, sys.argv[1:])
         print(table(arguments))
+        if arguments.plot:
+            plot_weights(arguments, arguments.plot)
 
 
 if __name__ == "__main__":

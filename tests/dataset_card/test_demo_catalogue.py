@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moon2_dataset import PRODUCT_FEATURES, QUERY_FEATURES, join, normalise_title
-from moon2_dataset.demo_catalogue import KINDS, render_demo_catalogue, split_demo_catalogue
+from moon2_dataset import PRODUCT_FEATURES, QUERY_FEATURES, demo_catalogue, join, load_product_queries, normalise_title
+from moon2_dataset.demo_catalogue import KINDS, main, render_demo_catalogue, split_demo_catalogue
 
 FINGERPRINT = """
 import hashlib
@@ -28,7 +29,9 @@ def catalogue():
 
 def test_it_fits_the_schema_and_joins(catalogue):
     products, queries = catalogue
-    assert products.features == PRODUCT_FEATURES and queries.features == QUERY_FEATURES
+    assert list(products.features) == [*PRODUCT_FEATURES, "visible_in", "image_noise", "title_noise"]
+    assert list(queries.features) == [*QUERY_FEATURES, "slice", "label_noise"]
+    assert PRODUCT_FEATURES.items() <= products.features.items() and QUERY_FEATURES.items() <= queries.features.items()
     data = join(products, queries)
     assert len(data.products) == 80 and 80 <= len(data) <= 160
     assert {tuple(path) for path in products["category_path"]} <= {kind.path for kind in KINDS}
@@ -90,3 +93,158 @@ def test_the_split_keeps_products_with_their_queries_apart(catalogue):
     assert not set(training.product_index) & set(held_out.product_index)
     assert not set(training.title_key.tolist()) & set(held_out.title_key.tolist())
     assert set(held_out.queries["product_id"]) == set(held_out.product_index)
+
+
+def mean_colour(picture: dict) -> tuple:
+    with Image.open(io.BytesIO(picture["bytes"])) as image:
+        return image.size, np.asarray(image, dtype=float).mean((0, 1))
+
+
+def test_the_shop_is_the_one_that_it_was_before_it_had_known_truth():
+    products, queries = render_demo_catalogue(12, seed=5)
+    words = products.select_columns([name for name in PRODUCT_FEATURES if name != "images"])[:]
+    asked = queries.select_columns(["query_id", "text", "product_id"])[:]
+    recorded = "49980e12c67a21854ffd4041c30de387271e32e7b565d05cc41469ac0118bad7"
+    assert hashlib.sha256(repr((words, asked)).encode()).hexdigest() == recorded
+    photos = [photo for photo in queries["image"] if photo is not None][:2]
+    before = [((128, 160), [176.9, 179.6, 178.0]), ((160, 128), [182.2, 172.2, 196.0]),
+              ((160, 160), [228.8, 232.0, 230.1]), ((160, 160), [135.7, 119.7, 145.5]),
+              ((160, 160), [120.9, 91.0, 71.0])]  # fmt: skip
+    for picture, (size, colour) in zip([*products[0]["images"], *photos], before, strict=True):
+        found = mean_colour(picture)
+        assert found[0] == size and found[1] == pytest.approx(colour, abs=0.5)
+
+
+@pytest.fixture
+def described(monkeypatch):
+    """Pictures as words: how the product looks and how it is seen, in no time."""
+    monkeypatch.setattr(
+        demo_catalogue,
+        "photograph",
+        lambda look, camera, backdrop, rng, **of_phone: f"{look} {camera} {backdrop} {rng.random()}".encode(),
+    )
+
+
+def where(product: dict) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in product["visible_in"]}
+
+
+def values(product: dict) -> dict[str, str]:
+    return {entry["name"]: entry["value"].lower() for entry in product["attributes"]}
+
+
+def test_titles_and_pictures_tell_what_is_recorded(catalogue):
+    products, _ = catalogue
+    materials = {kind.path: kind.materials for kind in KINDS}
+    seen = set()
+    for product in products:
+        recorded, words = where(product), values(product)
+        assert recorded.keys() == words.keys()
+        for name, place in recorded.items():
+            assert (place in ("text", "both")) == (f" {words[name]} " in f" {product['title'].lower()} ")
+            if name in ("brand", "audience"):  # no picture says so
+                assert place in ("text", "neither")
+            elif name != "material":
+                assert place in ("image", "both")
+            elif words[name] in ("ceramic", "porcelain"):  # one like the other
+                assert {"ceramic", "porcelain"} < set(materials[tuple(product["category_path"])])
+                assert place in ("text", "neither")
+            elif words[name] in ("denim", "linen", "suede", "wood"):
+                assert place in ("image", "both")
+            seen.add((name, place))
+    assert {("colour", "image"), ("colour", "both"), ("material", "text"), ("material", "both")} <= seen
+
+
+def test_a_slice_says_what_the_answer_needs(monkeypatch, described):
+    monkeypatch.setattr(demo_catalogue, "_mistyped", lambda text, rng: text)
+    products, queries = render_demo_catalogue(300, seed=2, only_in_picture=0.3, only_in_text=0.2)
+    product_of = {product["product_id"]: product for product in products}
+    counts = {}
+    for query in queries:
+        product = product_of[query["product_id"]]
+        spoken = set((query["text"] or "").split())
+        asked = {name for name, value in values(product).items() if spoken & set(value.split())}
+        if query["image"] is not None:
+            asked |= {"colour", "pattern"} | ({"material"} if shows_material(product) else set())
+        needed = {where(product)[name] for name in asked} & {"image", "text"}
+        needed |= {"image"} if query["image"] is not None else set()
+        expected = "both" if len(needed) == 2 else needed.pop() if needed else "either"
+        assert query["slice"] == expected
+        counts[expected] = counts.get(expected, 0) + 1
+    assert len(counts) == 4 and min(counts.values()) > 10
+
+
+def shows_material(product: dict) -> bool:
+    kind = next(kind for kind in KINDS if list(kind.path) == product["category_path"])
+    look = demo_catalogue.Look(kind.shape, "red", "plain", values(product)["material"], 0, (0.5,) * 4)
+    return "material" in look.told(kind.materials)
+
+
+def test_attributes_can_be_left_to_the_picture_or_to_the_title(described):
+    usual, _ = render_demo_catalogue(200, seed=3)
+    seen, _ = render_demo_catalogue(200, seed=3, only_in_picture=1.0)
+    silent = [where(product)["colour"] == "image" for product in seen]
+    assert sum(silent) > 150  # words come back where a title would not be unique
+    some, _ = render_demo_catalogue(200, seed=3, only_in_picture=0.3, only_in_text=0.3)
+    texts = [sum(where(product)["colour"] == "text" for product in table) for table in (usual, some)]
+    images = [sum(where(product)["colour"] == "image" for product in table) for table in (usual, some)]
+    assert texts[0] == 0 and 40 < texts[1] < 80 and images[0] + 10 < images[1]
+
+    usual, _ = render_demo_catalogue(30, seed=3)
+    told, asked = render_demo_catalogue(30, seed=3, only_in_text=1.0)
+    for product in told:
+        pattern = where(product)["pattern"]
+        assert where(product)["colour"] == where(product)["material"] == "text"
+        assert pattern == ("image" if values(product)["pattern"] == "plain" else "text")
+        for picture in product["images"]:
+            look = picture["bytes"].decode()
+            assert "colour='undyed', pattern='plain', material=''" in look
+    assert told["attributes"] == usual["attributes"]
+    photos = [photo["bytes"].decode() for photo in asked["image"] if photo is not None]
+    assert photos and not any("undyed" in photo for photo in photos)  # a shopper has the product itself
+
+
+@pytest.mark.parametrize("shares", [(1.1, 0.0), (0.6, 0.6), (-0.1, 0.0), (0.0, float("nan"))])
+def test_shares_that_are_none_are_refused(shares):
+    with pytest.raises(ValueError, match="give shares that add up to at most 1"):
+        render_demo_catalogue(2, only_in_picture=shares[0], only_in_text=shares[1])
+
+
+def test_noise_comes_at_the_chosen_rates_and_is_recorded(described):
+    clean, asked = render_demo_catalogue(30, seed=4)
+    products, queries = render_demo_catalogue(30, seed=4, wrong_images=0.2, wrong_titles=0.1, wrong_clicks=0.3)
+    for column, record, expected in (("images", "image_noise", 6), ("title", "title_noise", 3)):
+        moved = [one != other for one, other in zip(clean[column], products[column], strict=True)]
+        assert moved == products[record] and sum(moved) == expected
+        assert not any(clean[record])
+    moved = [one != other for one, other in zip(asked["product_id"], queries["product_id"], strict=True)]
+    assert moved == queries["label_noise"] and sum(moved) == round(0.3 * len(queries))
+    for column in ("slice", "text"):
+        assert queries[column] == asked[column]
+    assert products["visible_in"] == clean["visible_in"]
+    join(products, queries)
+
+
+def test_the_command_writes_a_noisy_part_to_learn_from_and_a_clean_one_to_judge_on(described, tmp_path, capsys):
+    main([str(tmp_path / "shop"), "--products", "20", "--wrong_clicks", "0.2", "--wrong_titles", "0.25"])
+    printed = capsys.readouterr().out
+    assert [line.split(": ")[1].split(",")[0] for line in printed.splitlines()][::2] == ["16 rows", "4 rows"]
+    assert "4 title_noise" in printed and "need either" in printed
+    folder = tmp_path / "shop"
+    parts = {
+        part: load_product_queries(folder / f"products-{part}.parquet", folder / f"queries-{part}.parquet")
+        for part in ("train", "test")
+    }
+    assert sum(parts["train"].queries["label_noise"]) == round(0.2 * len(parts["train"]))
+    assert not any(itertools.chain(parts["test"].queries["label_noise"], parts["test"].products["title_noise"]))
+    assert not set(parts["train"].product_index) & set(parts["test"].product_index)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "products-test.parquet", "products-train.parquet", "queries-test.parquet", "queries-train.parquet"
+    ]  # fmt: skip
+
+    main([str(tmp_path / "whole"), "--products", "5", "--held_out", "0"])
+    whole = load_product_queries(tmp_path / "whole", tmp_path / "whole")
+    again, _ = render_demo_catalogue(5)
+    assert whole.products.to_list() == again.to_list()
+    with pytest.raises(ValueError, match="held_out=1.0; give 1 product or more and a share under 1"):
+        main([str(tmp_path), "--held_out", "1"])

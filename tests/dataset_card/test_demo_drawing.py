@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from moon2_dataset.demo_catalogue import KINDS
 from moon2_dataset.demo_drawing import BACKDROPS, COLOURS, GLOSS, PATTERNS, Camera, Look, photograph
 from moon2_dataset.demo_shapes import SHAPES
 
@@ -49,3 +51,29 @@ def test_every_colour_is_told_apart():
     distance = np.linalg.norm(means[:, None] - means, axis=-1) + 1e9 * np.eye(len(COLOURS))
     assert distance.min() > 12
     assert set(GLOSS) and all(0 <= gloss <= 1 for gloss in GLOSS.values())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.shape)
+def test_a_picture_tells_a_material_that_looks_like_no_other(kind):
+    looks = {m: Look(kind.shape, "green", "plain", m, 3, CUT) for m in kind.materials}
+    pictures = {material: drawn(look) for material, look in looks.items()}
+    alike = set()
+    for one, other in itertools.combinations(kind.materials, 2):
+        difference = np.abs(pictures[one] - pictures[other]).mean(-1)
+        if np.sort(difference.ravel())[-200:].mean() < 7:  # levels of 255, where they differ most
+            alike |= {one, other}
+    for material, look in looks.items():
+        assert ("material" in look.told(kind.materials)) == (material not in alike)
+        assert {"colour", "pattern"} <= look.told(kind.materials)
+
+
+@pytest.mark.parametrize("trait", ["colour", "pattern", "material"])
+@pytest.mark.parametrize("shape", ["t-shirt", "mug", "sunglasses"])
+def test_a_bare_sample_does_not_show_the_trait(shape, trait):
+    look = {"shape": shape, "colour": "green", "pattern": "striped", "material": "denim", "brand": 0, "cut": CUT}
+    other = {"colour": "red", "pattern": "dotted", "material": "leather"}[trait]
+    one, two = Look(**look), Look(**look | {trait: other})
+    assert np.array_equal(drawn(one.without([trait])), drawn(two.without([trait])))
+    assert not np.array_equal(drawn(one), drawn(two))
+    rest = [name for name in ("colour", "pattern", "material") if name != trait]
+    assert not np.array_equal(drawn(one.without([trait])), drawn(one.without([trait, *rest])))

@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 
+from moon2_training.cached_loss import KEYS
 from moon2_training.collator import Moon2Collator
 from moon2_training.triplets import TripletDataset
 
@@ -15,7 +16,7 @@ def test_rows_are_queries_then_positives_then_negatives(shop, tiny):
     batch = Moon2Collator(processor)(triplets)
     items = [t.query for t in triplets] + [t.positive for t in triplets] + [t.negative for t in triplets]
     assert batch["input_ids"].shape[0] == 15
-    keys = ("max_text_length", "product_keys", "title_keys", "positive_keys")
+    keys = ("max_text_length", *KEYS)
     inputs = {name: value for name, value in batch.items() if name not in keys}
     with torch.no_grad():
         together = model(**inputs).embeddings
@@ -44,8 +45,7 @@ def test_keys_name_every_item_and_every_right_product(shop, tiny_processor):
 def test_max_text_length_is_the_longest_text(shop, tiny, rows):
     model, processor = tiny
     batch = Moon2Collator(processor)([TripletDataset(shop)[i] for i in rows])
-    keys = ("product_keys", "title_keys", "positive_keys")
-    inputs = {name: value for name, value in batch.items() if name not in keys}
+    inputs = {name: value for name, value in batch.items() if name not in KEYS}
     length = inputs.pop("max_text_length")
     with torch.no_grad():
         given, found = model.encode_views(**inputs, max_text_length=length), model.encode_views(**inputs)

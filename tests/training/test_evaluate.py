@@ -10,7 +10,7 @@ from datasets import Dataset, Features, Value
 
 from moon2_dataset import PRODUCT_FEATURES, QUERY_FEATURES, SchemaError
 from moon2_training.encode import Encoder, ProductItems
-from moon2_training.evaluate import evaluate, format_table, main, write_json
+from moon2_training.evaluate import evaluate, format_table, main, query_slices, write_json
 
 COLOURS = ("red", "navy blue", "white")
 KINDS = ("mug", "running shoes", "leather handbag", "mug")
@@ -138,6 +138,110 @@ def test_table_fits_a_hundred_columns_and_shows_every_number(results):
     assert line[:6] == ["mm→mm", "11", "12"] + [f"{100 * scores[f'recall@{k}']['value']:.1f}" for k in (1, 5, 10)]
 
 
+def sliced(queries: Dataset, **columns: list) -> Dataset:
+    for name, values in columns.items():
+        queries = queries.add_column(name, values)
+    return queries
+
+
+NEEDS = [
+    "image",
+    None,
+    "text",
+    " ",
+    "text",
+    "image",
+    "text",
+    "image",
+    "text",
+    "image",
+    "text",
+    "image",
+    "text",
+    "a",
+    "b",
+]
+
+
+def test_queries_with_a_slice_column_are_also_scored_by_it(tiny_model, tiny_processor, tables, results, monkeypatch):
+    products, queries = tables
+    passes = []
+    forward = Encoder.encode_views
+    monkeypatch.setattr(Encoder, "encode_views", lambda *args: passes.append(len(args[1])) or forward(*args))
+    found = evaluate(tiny_model, tiny_processor, products, sliced(queries, slice=NEEDS), batch_size=5, progress=False)
+    assert passes == [12, 13]  # products and queries once each
+    for direction, result in found["retrieval"].items():
+        by_label = result.pop("slices")["slice"]
+        assert result == results["retrieval"][direction]
+        assert sum(scores["queries"] for scores in by_label.values()) == result["queries"]
+        total = sum(scores["queries"] * scores["recall@10"]["value"] for scores in by_label.values())
+        assert total == pytest.approx(result["queries"] * result["recall@10"]["value"])
+        assert not {"a", "b"} & set(by_label)  # the query of three rows is in the slice of its first
+        for scores in by_label.values():
+            assert 0 <= scores["recall@10"]["low"] <= scores["recall@10"]["value"] <= scores["recall@10"]["high"] <= 1
+    # i→t leaves out q4, a "text", whose product has no title, and q8, a "text", which has no picture
+    counts = {label: scores["queries"] for label, scores in by_label.items()}
+    assert counts == {"image": 5, "text": 4, "none": 2}
+    assert found["mean_recall@10"] == results["mean_recall@10"]
+
+
+def test_each_slice_is_what_its_queries_alone_score(tiny_model, tiny_processor, tables):
+    products, queries = tables
+    queries = queries.select(range(12))
+    wrong = [row % 3 == 0 for row in range(12)]
+    both = sliced(queries, label_noise=wrong, slice=NEEDS[:12])
+    found = evaluate(tiny_model, tiny_processor, products, both, progress=False, slice_by=["label_noise"])
+    for noise in (True, False):
+        rows = [row for row in range(12) if wrong[row] == noise]
+        alone = evaluate(tiny_model, tiny_processor, products, queries.select(rows), progress=False)
+        for direction, result in alone["retrieval"].items():
+            assert set(found["retrieval"][direction]["slices"]) == {"label_noise"}
+            scores = found["retrieval"][direction]["slices"]["label_noise"]["true" if noise else "false"]
+            assert scores == {name: result[name] for name in ("queries", "recall@10")}
+
+
+def test_slices_are_told_under_the_retrieval_table(tiny_model, tiny_processor, tables):
+    products, queries = tables
+    queries = sliced(queries, slice=NEEDS, label_noise=[row % 2 == 0 for row in range(15)])
+    found = evaluate(tiny_model, tiny_processor, products, queries, progress=False, slice_by=["slice", "label_noise"])
+    table = format_table(found)
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= 100
+    mean = next(number for number, line in enumerate(lines) if line.startswith("mean"))
+    assert lines[mean + 2] == "R@10 by label_noise, and the number of queries"
+    assert lines[mean + 3].split() == ["t→mm", "i→mm", "mm→mm", "t→i", "i→t"]
+    assert [line.split()[0] for line in lines[mean + 4 : mean + 6]] == ["false", "true"]
+    cells = next(line for line in lines if line.startswith("image ")).split()
+    scores = found["retrieval"]["t2mm"]["slices"]["slice"]["image"]
+    assert cells[1:3] == [f"{100 * scores['recall@10']['value']:.1f}", f"({scores['queries']})"]
+    assert lines.index("R@10 by slice, and the number of queries") < lines.index(
+        next(line for line in lines if line.startswith("Product classification"))
+    )
+
+
+def test_a_column_that_cannot_be_sliced_by_is_refused_before_anything_is_encoded(tables):
+    products, queries = tables
+    queries = sliced(queries, label_noise=[True] * 15, price=[1.5] * 15, session=[str(row) for row in range(15)])
+    for column in ("elsewhere", "price", "text"):
+        with pytest.raises(ValueError, match=f"slice_by={column}: .*give one of label_noise, session$"):
+            evaluate(None, None, products, queries, slice_by=[column])
+    with pytest.raises(ValueError, match="slice_by=elsewhere: .*give one of your own"):
+        evaluate(None, None, products, tables[1], slice_by=["elsewhere"])
+
+
+def test_of_too_many_values_no_slices_are_made(tables, monkeypatch):
+    _, queries = tables
+    rows = range(15)
+    many = sliced(queries, slice=[str(row) for row in rows])
+    assert len(np.unique(query_slices(many, rows)["slice"])) == 15
+    monkeypatch.setattr("moon2_training.evaluate.MAX_SLICES", 14)
+    assert query_slices(many, rows) == {}  # nobody asked
+    with pytest.raises(ValueError, match="slice_by=slice: 15 values; give a column with 14 or fewer"):
+        query_slices(many, rows, ["slice"])
+    numbers = sliced(queries, slice=list(rows))
+    assert query_slices(numbers, rows) == {}
+
+
 def test_a_direction_without_queries_leaves_no_mean(tiny_model, tiny_processor, tables):
     products, queries = tables
     texts = queries.select(range(7)).remove_columns("image")
@@ -202,6 +306,16 @@ def test_the_command_prints_the_table_and_writes_the_results(arguments, results,
     assert scores(written) == scores(results)
     assert {name: written[name] for name in arguments} == arguments
     assert format_table(written) in capsys.readouterr().out
+
+
+def test_the_command_slices_by_the_columns_it_is_given(arguments, tables, tmp_path, capsys):
+    sliced(tables[1], label_noise=[row < 4 for row in range(15)]).to_parquet(tmp_path / "queries.parquet")
+    output = tmp_path / "results.json"
+    argv = as_argv(arguments | {"queries": str(tmp_path / "queries.parquet"), "output": str(output)})
+    main([*argv, "--slice_by", "label_noise"])
+    assert "R@10 by label_noise" in capsys.readouterr().out
+    written = json.loads(output.read_text(encoding="utf-8"))["retrieval"]["i2mm"]["slices"]
+    assert {label: scores["queries"] for label, scores in written["label_noise"].items()} == {"false": 8, "true": 4}
 
 
 def test_the_command_reads_a_recipe_and_flags_go_first(arguments, tmp_path, folder):

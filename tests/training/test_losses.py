@@ -286,6 +286,38 @@ def test_filtered_triplets_weigh_as_in_the_reference(explicit: bool, weighting: 
         assert_close(gradient, wanted)
 
 
+def test_the_filter_can_leave_the_intra_product_terms_alone() -> None:
+    batch = make_batch(SEEDS[0], batch_size=6, explicit=True)
+    options = {"sample_filter": SampleFilter(warmup=0.0, kappa=5.0)}
+    unfiltered, everywhere, inter = (
+        DualLevelAlignmentLoss(**given)(batch.views(), *batch.keys).objective_losses
+        for given in ({}, options, options | {"filter_scope": "inter"})
+    )
+    assert_close(inter[:3], everywhere[:3])
+    assert_close(inter[3:], unfiltered[3:])
+    assert (everywhere - unfiltered).abs().min() > 1e-3
+    with pytest.raises(ValueError, match="filter_scope='text'; give one of all, inter"):
+        DualLevelAlignmentLoss(filter_scope="text")
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["in_batch", "explicit"])
+def test_a_photo_made_from_the_product_is_no_evidence_for_the_click(explicit: bool) -> None:
+    batch = make_batch(SEEDS[0], batch_size=6, explicit=explicit)
+    made = batch.has[IMAGE, :6].clone()
+    made[0] = False  # a photo of the shopper's own
+    loss = DualLevelAlignmentLoss(sample_filter=SampleFilter(warmup=0.0, kappa=3.0))
+    by_all, by_evidence = (
+        loss(batch.views(), *batch.keys, made_photos=photos).filtering.phi for photos in (None, made)
+    )
+    text_of_query = batch.embeddings[TEXT, :6].detach()
+    by_text = batch._replace(embeddings=batch.embeddings.detach().clone())
+    by_text.embeddings[MULTIMODAL, :6] = text_of_query  # the filter's multimodal view is the text, for all
+    by_text = loss(by_text.views(), *batch.keys).filtering.phi
+    judged_by_text = made & batch.has[TEXT, :6]
+    assert 0 < judged_by_text.sum() < 6
+    assert_close(by_evidence, torch.where(judged_by_text, by_text, by_all))
+
+
 @pytest.mark.parametrize("explicit", [False, True], ids=["in_batch", "explicit"])
 def test_earlier_items_are_negatives_as_in_the_reference(explicit: bool) -> None:
     batch = make_batch(SEEDS[1], explicit=explicit)

@@ -101,7 +101,10 @@ def test_accumulation_averages_the_gradients_of_its_batches(fresh, shop, tmp_pat
     options = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant",
                "max_grad_norm": 0.0, "warmup_steps": 0}  # fmt: skip
     Moon2Trainer(
-        model, arguments(tmp_path, gradient_accumulation_steps=4, **options), shop, processing_class=processor
+        model,
+        arguments(tmp_path, gradient_accumulation_steps=4, objective_floor=0.0, **options),
+        shop,
+        processing_class=processor,
     ).train()
 
     dataset = TripletDataset(shop, seed=42)
@@ -156,6 +159,18 @@ def test_weight_decay_leaves_alone_what_has_a_meaningful_zero(fresh, shop, tmp_p
     assert not [name for name in names if "temperature" in name or "dual_alignment" in name or "norm" in name]
 
 
+def test_co_augmentation_is_trained_on_as_often_as_the_arguments_say(fresh, shop, tmp_path):
+    products = shop.products.add_column("enriched_title", [f"in full {row}" for row in range(24)])
+    data = join(products, shop.queries)
+    for share in (0.0, 1.0):
+        trainer = Moon2Trainer(
+            fresh[0], arguments(tmp_path, enriched_title_share=share), data, processing_class=fresh[1]
+        )
+        titles = [trainer.train_dataset[index].positive.text for index in range(24)]
+        assert {str(title).startswith("in full") for title in titles} == {share == 1.0}
+        assert trainer.train_dataset.expanded_image_share == 0.5
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -178,6 +193,8 @@ def test_weight_decay_leaves_alone_what_has_a_meaningful_zero(fresh, shop, tmp_p
         ({"inter_temperature": 0.001}, "inter_temperature=0.001; give 0.01 or more"),
         ({"mine_every_steps": 5}, "mine_every_steps=5 needs negatives=explicit; give both"),
         ({"on_bad_image": "ignore"}, "give one of raise, skip"),
+        ({"enriched_title_share": 1.5}, "enriched_title_share=1.5; give a probability from 0 to 1"),
+        ({"expanded_image_share": -0.1}, "expanded_image_share=-0.1; give a probability from 0 to 1"),
     ],
 )
 def test_wrong_arguments_fail_at_once_with_the_allowed_values(fresh, shop, tmp_path, change, message):

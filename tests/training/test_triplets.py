@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features
 
-from moon2_dataset import join
+from modeling_moon2.processing_moon2 import load_image
+from moon2_dataset import OPTIONAL_PRODUCT_FEATURES, join
 from moon2_training.triplets import TripletDataset, TripletKey, item_text
 
+BROKEN = {"bytes": b"no image", "path": None}
 ROW_OF_QUERY = {"q0": 0, "q1": 2, "q2": 3, "q3": 4, "q4": 5}
 
 
@@ -117,18 +120,156 @@ def test_item_text_holds_the_chosen_fields(shop):
 
 
 def test_an_unreadable_picture_names_product_or_query(shop):
-    broken = {"bytes": b"no image", "path": None}
-    products = shop.products.map(lambda row: {"images": [broken]} if row["product_id"] == "p9" else {})
+    products = shop.products.map(lambda row: {"images": [BROKEN]} if row["product_id"] == "p9" else {})
     index = int(np.flatnonzero(shop.positive_row == 9)[0])
     with pytest.raises(ValueError, match="product p9, image 0: unreadable image"):
         TripletDataset(replace(shop, products=products))[index]
-    queries = shop.queries.map(lambda row: {"image": broken} if row["query_id"] == "q1" else {})
+    queries = shop.queries.map(lambda row: {"image": BROKEN} if row["query_id"] == "q1" else {})
     with pytest.raises(ValueError, match="query q1: unreadable image"):
         TripletDataset(replace(shop, queries=queries))[ROW_OF_QUERY["q1"]]
 
 
-def test_label_noise_is_never_read(shop):
-    noisy = shop.queries.add_column("label_noise", [True] * len(shop.queries))
+def test_what_is_known_of_noise_is_never_read(shop):
+    noisy = shop.queries.add_column("label_noise", [True] * len(shop.queries)).add_column("slice", ["text"] * 24)
+    products = shop.products
+    for column in ("image_noise", "title_noise"):
+        products = products.add_column(column, [True] * len(products))
     one = TripletDataset(shop)[7]
-    other = TripletDataset(join(shop.products, noisy))[7]
+    other = TripletDataset(join(products, noisy))[7]
     assert pixels(one.query.images) == pixels(other.query.images) and one.positive_keys == other.positive_keys
+    assert pixels(one.positive.images) == pixels(other.positive.images) and one.positive.text == other.positive.text
+
+
+@pytest.fixture(scope="module")
+def augmented(shop, make_image):
+    """The shop with T⁺ for every third product, two variants of every second, a core region of p5."""
+
+    def variant(seed: int) -> dict:
+        file = io.BytesIO()
+        make_image(seed, 30, 30).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": f"light-{seed}.png"}
+
+    rows = shop.products.to_list()
+    for number, row in enumerate(rows):
+        row["enriched_title"] = f"{row['title']} in full" if number % 3 == 0 else ""
+        row["expanded_images"] = [variant(5000 + number), variant(6000 + number)] if number % 2 == 0 else []
+        row["core_region"] = [0.0, 0.0, 0.5, 1.0] if number == 5 else []
+    features = Features(shop.products.features | OPTIONAL_PRODUCT_FEATURES)
+    return join(Dataset.from_list(rows, features=features), shop.queries)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Examples as (row of n, number that the stream gives at the photo); the photo is what it is made from."""
+    numbers = []
+
+    def photo(image, rng):
+        numbers.append(int(rng.integers(256)))
+        return image
+
+    monkeypatch.setattr("moon2_training.triplets.make_query_photo", photo)
+
+    def example(dataset: TripletDataset, key: TripletKey) -> tuple:
+        numbers.clear()
+        row_of_key = {int(key): row for row, key in enumerate(dataset.data.product_key)}
+        triplet = dataset[key]
+        return (row_of_key[triplet.negative.product_key], *numbers), triplet
+
+    return example
+
+
+# as they were before there was co-augmentation
+DRAWN = {4: (6,), 6: (11, 208), 8: (19, 126), 10: (18, 138), 12: (5, 182), 14: (19, 95), 16: (0, 217), 18: (14, 187)}
+
+
+@pytest.mark.parametrize("kind", ["columns absent", "shares 0", "augmented"])
+def test_co_augmentation_moves_no_other_draw(shop, augmented, drawn, kind):
+    shares = {"enriched_title_share": 0.0, "expanded_image_share": 0.0} if kind == "shares 0" else {}
+    dataset = TripletDataset(shop if kind == "columns absent" else augmented, "explicit", seed=3, **shares)
+    plain = TripletDataset(shop, "explicit", seed=3)
+    differs = 0
+    for index, draws in DRAWN.items():
+        found, triplet = drawn(dataset, TripletKey(index, 1))
+        assert found == draws
+        _, original = drawn(plain, TripletKey(index, 1))
+        assert pixels(triplet.query.images) == pixels(original.query.images)
+        assert triplet.query.text == original.query.text and triplet.positive_keys == original.positive_keys
+        for item, other in ((triplet.positive, original.positive), (triplet.negative, original.negative)):
+            assert (item.product_key, item.title_key) == (other.product_key, other.title_key)
+            differs += (item.text, pixels(item.images)) != (other.text, pixels(other.images))
+    assert (differs > 0) == (kind == "augmented")
+
+
+def test_of_several_pictures_the_same_are_chosen_as_before(shop, augmented, drawn):
+    queries = Dataset.from_dict({"query_id": ["a"], "text": ["mug"], "image": [None], "product_id": ["p2"]})
+    own = [pixels([load_image(image)])[0] for image in shop.products[2]["images"]]
+    before = [(2, 45, 5), (2, 148, 11), (2, 144, 17), (0, 76, 8), (0, 149, 11), (0, 14, 23)]
+    for products, share in ((shop.products, 0.5), (augmented.products, 0.0), (augmented.products, 1.0)):
+        dataset = TripletDataset(join(products, queries), "explicit", seed=3, expanded_image_share=share)
+        for epoch, (shown, number, negative) in enumerate(before):
+            found, triplet = drawn(dataset, TripletKey(0, epoch))
+            assert found == (negative, number)
+            photo, picture = pixels(triplet.query.images)[0], pixels(triplet.positive.images)[0]
+            assert photo in own and photo != own[shown]
+            assert (picture == own[shown]) == (share < 1 or products is shop.products)
+
+
+def test_items_show_enriched_titles_and_variants_as_often_as_asked(augmented):
+    queries = Dataset.from_dict({"query_id": ["a"], "text": ["mug"], "image": [None], "product_id": ["p6"]})
+    data = join(augmented.products, queries)
+    product = data.products[6]
+    original, *variants = (
+        pixels([load_image(image)])[0] for image in (*product["images"], *product["expanded_images"])
+    )
+    for share in (0.0, 0.25, 1.0):
+        dataset = TripletDataset(data, enriched_title_share=share, expanded_image_share=1 - share)
+        items = [dataset[TripletKey(0, epoch)].positive for epoch in range(200)]
+        enriched = np.mean([item.text == product["enriched_title"] for item in items])
+        assert {item.text for item in items} <= {product["title"], product["enriched_title"]}
+        pictures = [pixels(item.images)[0] for item in items]
+        assert enriched == pytest.approx(share, abs=0.1)
+        assert pictures.count(original) / 200 == pytest.approx(share, abs=0.1)
+        for variant in variants:
+            assert pictures.count(variant) / 200 == pytest.approx((1 - share) / 2, abs=0.1)
+    again = TripletDataset(data, enriched_title_share=share)
+    assert [again[TripletKey(0, epoch)].positive.text for epoch in range(9)] == [item.text for item in items[:9]]
+
+
+def test_negatives_are_augmented_too_and_enriched_titles_go_with_the_other_fields(augmented):
+    dataset = TripletDataset(augmented, "explicit", item_text_fields=("title", "category"), enriched_title_share=1.0)
+    titles = [dataset[index].negative.text for index in range(len(augmented))]
+    assert any(text["title"].endswith(" in full") for text in titles)
+    assert all(text["category"][0] == "Shop" for text in titles)
+
+
+def test_no_variant_comes_twice_in_an_item_and_what_they_are_too_few_for_stays(shop, augmented):
+    queries = Dataset.from_dict({"query_id": ["a"], "text": ["mug"], "image": [None], "product_id": ["p2"]})
+    data = join(augmented.products, queries)
+    product = data.products[2]
+    dataset = TripletDataset(data, max_images_per_item=3, expanded_image_share=1.0)
+    pictures = pixels(dataset[0].positive.images)
+    originals = pixels(map(load_image, product["images"]))
+    assert len(set(pictures)) == 3
+    assert set(pixels(map(load_image, product["expanded_images"]))) == set(pictures[:2])
+    assert pictures[2] == originals[2]
+
+
+def test_the_core_region_is_a_crop_of_the_first_picture(augmented):
+    index = int(np.flatnonzero(augmented.positive_row == 5)[0])
+    shown = TripletDataset(augmented, expanded_image_share=1.0)[index].positive.images
+    (original,) = augmented.products[5]["images"]
+    original = load_image(original)
+    assert pixels(shown) == pixels([original.crop((0, 0, -(-original.width // 2), original.height))])
+    assert shown[0].width == 23 and original.width == 45  # half a pixel is a pixel
+
+
+def test_an_unreadable_variant_is_named_and_the_original_shown(augmented):
+    products = augmented.products.map(lambda row: {"expanded_images": [BROKEN]} if row["product_id"] == "p6" else {})
+    data = replace(augmented, products=products)
+    index = int(np.flatnonzero(data.positive_row == 6)[0])
+    with pytest.raises(ValueError, match="product p6, expanded image 0: unreadable image"):
+        TripletDataset(data, expanded_image_share=1.0)[index]
+    skipping = TripletDataset(data, expanded_image_share=1.0, on_bad_image="skip")[index]
+    assert skipping.unreadable == ("product p6, expanded image 0",)
+    assert pixels(skipping.positive.images) == pixels(map(load_image, products[6]["images"]))
+    assert len(skipping.query.images) == 1

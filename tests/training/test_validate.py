@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 import yaml
+from datasets import Dataset, Features
 
-from moon2_dataset import join
+from moon2_dataset import OPTIONAL_PRODUCT_FEATURES, join
 from moon2_training.losses import OBJECTIVES
 from moon2_training.trainer import Moon2Trainer
 from moon2_training.trainer_config import Moon2TrainingArguments
@@ -65,6 +66,24 @@ def test_steps_are_those_that_the_trainer_takes(tiny, shop, tmp_path, options):
     trainer = Moon2Trainer(copy.deepcopy(tiny[0]), arguments, train_dataset=shop, processing_class=tiny[1])
     trainer.train()
     assert count_steps(arguments, len(shop))[1] == trainer.state.global_step
+
+
+def test_what_co_augmentation_adds_is_counted_and_opened(shop, recipe, capsys):
+    rows = shop.products.to_list()
+    for number, row in enumerate(rows):
+        row["enriched_title"] = {0: "a mug of many words", 1: "  "}.get(number, "")
+        row["expanded_images"] = {0: row["images"], 9: [*row["images"], BROKEN]}.get(number, [])
+        row["core_region"] = [0.1, 0.2, 0.9, 1.0] if number < 5 else []
+    features = Features(shop.products.features | OPTIONAL_PRODUCT_FEATURES)
+    data = join(Dataset.from_list(rows, features=features), shop.queries)
+    assert count_data(data).augmented == {"enriched_title": 1, "expanded_images": 2, "core_region": 5}
+    assert count_data(shop).augmented == {}
+    (name,) = find_unreadable(data, "all", progress=False)
+    assert name.startswith("product p9, expanded image 1 (unreadable image")
+    with pytest.raises(ValueError, match="training would fail: 1 pictures cannot be read"):
+        main(["--config", recipe(data)])
+    assert "  core_region               5 (20.8 %)" in capsys.readouterr().out
+    main(["--config", recipe(data), "--expanded_image_share", "0"])
 
 
 def test_a_good_recipe_is_timed_and_nothing_is_written(recipe, tmp_path, capsys):
