@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import threading
+from importlib.util import module_from_spec, spec_from_file_location
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
 
@@ -13,10 +16,21 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features
+from huggingface_hub import constants
 from PIL import Image
 
-from moon2_dataset import OPTIONAL_QUERY_FEATURES, PRODUCT_FEATURES, QUERY_FEATURES, join
+from moon2_dataset import (
+    OPTIONAL_PRODUCT_FEATURES,
+    OPTIONAL_QUERY_FEATURES,
+    PRODUCT_FEATURES,
+    QUERY_FEATURES,
+    join,
+)
 from moon2_training.mini import MiniConfig, build_mini
+
+_stand_in = spec_from_file_location("hub_stand_in", Path(__file__).with_name("hub_stand_in.py"))
+hub_stand_in = module_from_spec(_stand_in)  # tests are no package, and this folder is on no path
+_stand_in.loader.exec_module(hub_stand_in)
 
 TINY = MiniConfig(
     hidden_size=48,
@@ -134,3 +148,46 @@ def shop():
         features=Features(QUERY_FEATURES | {"negative_ids": OPTIONAL_QUERY_FEATURES["negative_ids"]}),
     )
     return join(products, queries)
+
+
+@pytest.fixture(scope="session")
+def saved_shop(shop, tmp_path_factory) -> Path:
+    """A data set folder of `shop`, not to be changed: 16 products in two numbered files and co-augmented to learn
+    from, 8 held out; of each split the queries for its products, q0 with two right ones in train.
+    """
+    folder = tmp_path_factory.mktemp("data") / "noise-shop"
+    folder.mkdir()
+    made = Features(PRODUCT_FEATURES | OPTIONAL_PRODUCT_FEATURES)
+    for name, rows in (("train-00000", range(10)), ("train-00001", range(10, 16)), ("test", range(16, 24))):
+        products = shop.products.select(rows).to_list()
+        if name != "test":
+            for row, product in zip(rows, products, strict=True):
+                product |= {"enriched_title": ("", f"{product['title']} of clay", product["title"])[row % 3]}
+                product |= {"expanded_images": [jpeg(row)] * (row % 3), "core_region": [0.1, 0.1, 0.9, 0.8]}
+        features = made if name != "test" else PRODUCT_FEATURES
+        Dataset.from_list(products, features=features).to_parquet(folder / f"products-{name}.parquet")
+    for name, rows in (("train", range(16)), ("test", range(16, 24))):
+        asked = [row for row, product in enumerate(shop.positive_row) if product in rows]
+        shop.queries.select(asked).to_parquet(folder / f"queries-{name}.parquet")
+    return folder
+
+
+@pytest.fixture
+def data_folder(saved_shop, tmp_path) -> Path:
+    """A copy of `saved_shop`."""
+    return Path(shutil.copytree(saved_shop, tmp_path / saved_shop.name))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for the Hub on this machine, which huggingface_hub takes for it."""
+    server = hub_stand_in.Hub()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_fake")
+    monkeypatch.delenv("MOON2_TRACEBACK", raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_local_safetensors_metadata
 from huggingface_hub.errors import HFValidationError, NotASafetensorsRepoError, SafetensorsParsingError
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_moon2 import Moon2Config
+from moon2_dataset.hub_card import CARD, base_name, markdown_table, plain_text, without_path, write_card
 
 from .evaluate import INPUTS
 from .hub_folder import PROVENANCE
 
-CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-MARKER = "<!-- moon2 card "  # followed by the digest of all that stands above: a card that differs was edited
 METRICS = {"recall@1": "Recall@1", "recall@10": "Recall@10", "mrr": "MRR"}
 TASK_GROUPS = {"classification": "Product classification", "attributes": "Attribute prediction"}
 TAGS = ["moon2", "transformers", "sentence-transformers", "feature-extraction", "sentence-similarity",
@@ -53,20 +49,13 @@ def write_model_card(folder: str | os.PathLike, model_id: str | None = None) -> 
     folder = Path(folder)
     path = folder / CARD
     card = model_card(folder, model_id)
-    if path.is_file() and not _is_generated(path):
-        content = str(_with_metadata(path, card.data))
-    else:
-        content = f"{card}\n"
-        content += f"{MARKER}{_digest(content)} -->\n"
-    part = path.with_name(f".{CARD}.part")
-    part.write_bytes(content.encode())  # as bytes, so that the line ends of an edited card stay as they are
-    part.replace(path)
+    write_card(path, card, _renew_scores)
     return path
 
 
 def model_card(folder: Path, model_id: str | None = None) -> ModelCard:
     """Compose the card of a saved model; see `write_model_card`."""
-    model_id = _without_path(model_id or folder.resolve().name)
+    model_id = without_path(model_id or folder.resolve().name)
     provenance = _read(folder / PROVENANCE)
     training = _read(folder / "results.json").get("training")
     scores = _scores(folder)
@@ -91,15 +80,15 @@ def model_card(folder: Path, model_id: str | None = None) -> ModelCard:
         data,
         template_path=str(TEMPLATE),
         model_id=model_id,
-        title=_plain(model_id),
+        title=plain_text(model_id),
         width=config.text_config.hidden_size,
         mixture=config.text_config.num_experts > 0,
-        base=base_model and _plain(_without_path(base_model)),
+        base=base_model and plain_text(without_path(base_model)),
         converted=provenance.get("conversion") is not None,
         trained=training is not None or provenance.get("training") is not None,
         architecture=_architecture_table(folder, config),
         scores=scores,
-        evaluated_on=_plain(evaluated_on),
+        evaluated_on=plain_text(evaluated_on),
         retrieval=scores and _retrieval_table(scores["retrieval"]),
         label_tasks={
             title: _label_table(group, tasks)
@@ -108,12 +97,14 @@ def model_card(folder: Path, model_id: str | None = None) -> ModelCard:
         },
         training=training,
         arguments={
-            of: _table(("argument", "value"), [(_plain(key), _plain(_shown(value))) for key, value in given.items()])
+            of: markdown_table(
+                ("argument", "value"), [(plain_text(key), plain_text(_shown(value))) for key, value in given.items()]
+            )
             for of in ("conversion", "training")
             if (given := provenance.get(of))
         },
-        datasets=", ".join(_plain(_hub_id(name) or _base_name(name)) for name in datasets),
-        license_text=base_license and _plain(base_license),
+        datasets=", ".join(plain_text(_hub_id(name) or base_name(name)) for name in datasets),
+        license_text=base_license and plain_text(base_license),
     )
 
 
@@ -157,7 +148,7 @@ def _architecture_table(folder: Path, config: Moon2Config) -> str:
         rows[3] = ("Experts", f"Z = {z} in {where}, {width}; a token visits k = {k}{own}")
         active = total - sum(tensor.parameter_count * (tensor.shape[0] - k) // tensor.shape[0] for tensor in experts)
         rows.insert(5, ("Active per token", f"{active:,}: all but the experts that the token does not visit"))
-    return _table(("", ""), rows)
+    return markdown_table(("", ""), rows)
 
 
 def _retrieval_table(retrieval: dict) -> str:
@@ -168,18 +159,23 @@ def _retrieval_table(retrieval: dict) -> str:
             scores = [[_percent(result[metric][part]) for part in ("value", "low", "high")] for metric in METRICS]
             cells = ["{} ({}–{})".format(*score) for score in scores] + [_percent(result["chance_recall@10"])]
         rows.append((result["name"], f"{result['queries']:,}", f"{result['candidates']:,}", *cells))
-    return _table(("query → product", "queries", "products", *METRICS.values(), "Recall@10 by chance"), rows)
+    return markdown_table(("query → product", "queries", "products", *METRICS.values(), "Recall@10 by chance"), rows)
 
 
 def _label_table(group: str, tasks: dict) -> str:
     rows = [
-        (_plain(_task_name(group, name)), f"{task['labels']:,}", of.replace("_", " and "), f"{task[of]['products']:,}")
+        (
+            plain_text(_task_name(group, name)),
+            f"{task['labels']:,}",
+            of.replace("_", " and "),
+            f"{task[of]['products']:,}",
+        )
         + tuple(_percent(task[of][metric]) for metric in ("accuracy", "f1", "majority_accuracy"))
         for name, task in tasks.items()
         for of in INPUTS
         if task[of]
     ]
-    return _table(("of", "labels", "from", "products", "accuracy", "macro F1", "commonest label"), rows)
+    return markdown_table(("of", "labels", "from", "products", "accuracy", "macro F1", "commonest label"), rows)
 
 
 def _scores(folder: Path) -> dict:
@@ -191,7 +187,7 @@ def _scores(folder: Path) -> dict:
 
 def _data_name(scores: dict) -> str:
     given = [scores[table] for table in ("products", "queries") if table in scores]
-    names = [_base_name(path) for paths in given for path in ([paths] if isinstance(paths, str) else paths)]
+    names = [base_name(path) for paths in given for path in ([paths] if isinstance(paths, str) else paths)]
     return " and ".join(dict.fromkeys(filter(None, names))) or "the evaluation set of the training"
 
 
@@ -225,31 +221,13 @@ def _eval_results(scores: dict, evaluated_on: str) -> Iterator[EvalResult]:
                 )
 
 
-def _with_metadata(path: Path, ours: ModelCardData) -> ModelCard:
-    """An edited card, with the entries that its header lacks, and our scores instead of its own of the same tasks."""
-    try:
-        card = ModelCard.load(path)
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: its header cannot be read ({reason}); mend or remove it") from error
+def _renew_scores(theirs: ModelCardData, ours: ModelCardData) -> None:
+    """Put our scores into the header of an edited card, instead of its own of the same tasks."""
     scores = ours.eval_results or []
     # The model-index would join scores of one identifier into one entry, under the first one's name of the data.
     replaced = {score.unique_identifier for score in scores}
-    kept = [score for score in card.data.eval_results or [] if score.unique_identifier not in replaced]
-    for key in ours.__dict__:
-        if card.data.get(key) is None:
-            card.data[key] = ours[key]
-    card.data.eval_results = kept + scores or None
-    return card
-
-
-def _is_generated(path: Path) -> bool:
-    content, _, digest = path.read_text(encoding="utf-8").rpartition(MARKER)
-    return digest == f"{_digest(content)} -->\n"
-
-
-def _digest(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    kept = [score for score in theirs.eval_results or [] if score.unique_identifier not in replaced]
+    theirs.eval_results = kept + scores or None
 
 
 def _read(path: Path) -> dict:
@@ -270,27 +248,12 @@ def _hub_id(name: str | None) -> str | None:
     return name if name.count("/") == 1 and not name.endswith(".parquet") else None
 
 
-def _base_name(path: str) -> str:
-    return PureWindowsPath(path).name.removesuffix(".parquet")  # knows the separators of every system
-
-
-def _without_path(value: str) -> str:
-    """The value, or its last part if it is a place on somebody's machine."""
-    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
-    return _base_name(value) if absolute or value.startswith(("~", "file:")) else value
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}={_shown(of_key)}" for key, of_key in value.items())
     if isinstance(value, list):
         return ", ".join(map(_shown, value))
-    return _without_path(value) if isinstance(value, str) else json.dumps(value)
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, also within a table."""
-    return re.sub(r"[\\`*{}\[\]<>|~]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", " ".join(text.split()))
+    return without_path(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _percent(share: float) -> str:
@@ -299,8 +262,3 @@ def _percent(share: float) -> str:
 
 def _task_name(group: str, name: str) -> str:
     return f"category {name.replace('_', ' ')}" if group == "classification" else name
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

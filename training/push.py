@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,  # of httpx or httpx2, as the version of huggingface_hub has it
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-)
 from safetensors import SafetensorError, safe_open
 from trl import TrlParser
+
+from moon2_dataset.hub_errors import one_line_errors
 
 from .model_card import write_model_card
 
@@ -60,7 +54,7 @@ def push(arguments: PushArguments) -> str:
     folder, revision = Path(arguments.dir), arguments.revision
     check_folder(folder)
     write_model_card(folder, arguments.repo)
-    with _one_line_errors(arguments.repo):
+    with one_line_errors(arguments.repo):
         api = HfApi(token=True)
         url = api.create_repo(arguments.repo, private=arguments.private or None, exist_ok=True)
         if arguments.private and not api.model_info(url.repo_id).private:
@@ -144,40 +138,6 @@ def _foreign_folders(folder: Path) -> list[str]:
     """Patterns of the other sub-folders: checkpoints, logs, data."""
     modules = {Path(config).parent.name for config in _module_configs(folder)}
     return [f"{glob.escape(path.name)}/*" for path in folder.iterdir() if path.is_dir() and path.name not in modules]
-
-
-@contextmanager
-def _one_line_errors(repo: str) -> Iterator[None]:
-    """Turn what the Hub and the way to it may answer into a ValueError of one line that says the way out.
-
-    Raises:
-        ValueError: instead of the errors of huggingface_hub.
-    """
-    try:
-        yield
-    except LocalTokenNotFoundError as error:
-        raise ValueError("no token for the Hub; log in with `hf auth login`") from error
-    except OfflineModeIsEnabled as error:
-        raise ValueError("HF_HUB_OFFLINE is set, so nothing can be sent; unset it") from error
-    except HFValidationError as error:
-        raise ValueError(f"--repo={repo} is no name of a repository ({error}); give OWNER/NAME") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        ways_out = {
-            401: "the Hub does not know the token; log in with `hf auth login`",
-            403: "the token may not write there; log in with one that may (`hf auth login`), or choose another owner",
-            404: "not found; check owner and revision, and that the token may see them",
-        }
-        raise ValueError(f"{repo}: {ways_out.get(status, ' '.join(str(error).split()))} ({status})") from error
-    except HTTPError as error:
-        raise ValueError(f"{constants.ENDPOINT} cannot be reached ({error}); try again later") from error
-    except (OSError, RuntimeError) as error:
-        cause = f": {error.__cause__}" if error.__cause__ else ""
-        raise ValueError(
-            f"{repo}: {' '.join(f'{error}{cause}'.split())}; push again, what has arrived is not sent twice"
-        ) from error
-    except ValueError as error:
-        raise ValueError(" ".join(str(error).split())) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

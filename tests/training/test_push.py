@@ -1,14 +1,8 @@
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from huggingface_hub import ModelCard, constants
@@ -23,158 +17,6 @@ REST = {"config.json", "processor_config.json", "tokenizer.json", "tokenizer_con
 LEFT_AT_HOME = ["training_args.bin", "optimizer.pt", "rng_state.pth", "old.pkl", "trainer_state.json",
                 "evaluation.json", "events.out.tfevents.1", "model-00001.partial", ".env.json",
                 "checkpoint-2/model.safetensors", "checkpoint-2/config.json", "data [1]/rows.json"]  # fmt: skip
-
-
-class Hub(ThreadingHTTPServer):
-    """What huggingface_hub asks of the Hub when it creates a repository and uploads a folder."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.repos: dict[str, dict[str, dict[str, bytes]]] = {}  # repository, branch, path
-        self.private: dict[str, bool] = {}
-        self.blobs: dict[str, bytes] = {}
-        self.asked: list[str] = []
-        self.committed: list[list[dict]] = []
-        self.tokens: set[str | None] = set()
-        self.lfs = True
-        self.refusal: int | None = None
-        self.card_errors: list[str] = []
-
-    def files(self, repo: str, branch: str = "main") -> set[str]:
-        return set(self.repos[repo][branch]) - {".gitattributes"}
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_) -> None:
-        pass
-
-    def answer(self, content, status: int = 200) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        content = b""
-        while size := int(self.rfile.readline(), 16):
-            content += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return content
-
-    def handle_any(self) -> None:
-        body, path = self.body(), unquote(urlsplit(self.path).path)
-        self.server.asked.append(f"{self.command} {path}")
-        if path.startswith(("/api/repos", "/api/models")):
-            self.server.tokens.add(self.headers.get("Authorization"))
-        if self.server.refusal:
-            return self.answer({"error": "refused"}, self.server.refusal)
-        for pattern, method in ROUTES.items():
-            if found := re.fullmatch(pattern, f"{self.command} {path}"):
-                return getattr(self, method)(body, *found.groups())
-        return self.answer({"error": "no such page"}, 404)
-
-    do_GET = do_POST = do_PUT = handle_any
-
-    def create(self, body: bytes) -> None:
-        asked = json.loads(body)
-        repo = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
-        is_new = repo not in self.server.repos
-        if is_new:
-            self.server.repos[repo] = {"main": {".gitattributes": b""}}
-            self.server.private[repo] = asked.get("visibility") == "private" or asked.get("private") is True
-        self.answer({"url": f"{self.server.url}/{repo}"}, 200 if is_new else 409)
-
-    def info(self, body: bytes, repo: str) -> None:
-        self.answer({"id": repo, "private": self.server.private[repo], "sha": "0" * 40})
-
-    def branch(self, body: bytes, repo: str, branch: str) -> None:
-        self.server.repos[repo][branch] = dict(self.server.repos[repo]["main"])
-        self.answer({})
-
-    def tree(self, body: bytes, repo: str, branch: str) -> None:
-        files = self.server.repos[repo][branch]
-        self.answer([{"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40} for path in files])
-
-    def validate(self, body: bytes) -> None:
-        errors = [{"message": message} for message in self.server.card_errors]
-        self.answer({"errors": errors, "warnings": []}, 400 if errors else 200)
-
-    def preupload(self, body: bytes, repo: str, branch: str) -> None:
-        there, files = self.server.repos[repo][branch], []
-        for path in (file["path"] for file in json.loads(body)["files"]):
-            lfs = self.server.lfs and path.endswith(".safetensors")
-            oid = there.get(path) and (sha256(there[path]) if lfs else git_hash(there[path]))
-            files.append({"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid})
-        self.answer({"files": files})
-
-    def batch(self, body: bytes, repo: str) -> None:
-        objects = [
-            {**asked, "actions": {"upload": {"href": f"{self.server.url}/lfs/{asked['oid']}", "header": {}}}}
-            for asked in json.loads(body)["objects"]
-        ]
-        self.answer({"transfer": "basic", "objects": objects})
-
-    def upload(self, body: bytes, oid: str) -> None:
-        self.server.blobs[oid] = body
-        self.answer({})
-
-    def commit(self, body: bytes, repo: str, branch: str) -> None:
-        steps = [json.loads(line) for line in body.splitlines()]
-        self.server.committed.append(steps)
-        files = self.server.repos[repo][branch]
-        for step in steps:
-            value = step["value"]
-            if step["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif step["key"] == "lfsFile":
-                files[value["path"]] = self.server.blobs[value["oid"]]
-            elif step["key"] == "deletedFile":
-                del files[value["path"]]
-        self.answer({"commitUrl": f"{self.server.url}/{repo}/commit/{'0' * 40}", "commitOid": "0" * 40})
-
-
-ROUTES = {
-    "POST /api/repos/create": "create",
-    "POST /api/validate-yaml": "validate",
-    r"GET /api/models/([^/]+/[^/]+)(?:/revision/\w+)?": "info",
-    "POST /api/models/([^/]+/[^/]+)/branch/(.+)": "branch",
-    "GET /api/models/([^/]+/[^/]+)/tree/(.+)": "tree",
-    "POST /api/models/([^/]+/[^/]+)/preupload/(.+)": "preupload",
-    "POST /([^/]+/[^/]+).git/info/lfs/objects/batch": "batch",
-    "PUT /lfs/(.+)": "upload",
-    "POST /api/models/([^/]+/[^/]+)/commit/(.+)": "commit",
-}
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def git_hash(content: bytes) -> str:
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    server = Hub()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setenv("HF_TOKEN", "hf_fake")
-    monkeypatch.delenv("MOON2_TRACEBACK", raising=False)
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def save(tiny, folder: Path, **options) -> None:
@@ -344,7 +186,7 @@ def test_no_token_no_name_no_hub(hub, folder, tmp_path, monkeypatch, capsys):
         assert error.count("\n") == 1
         return error
 
-    assert "--repo=me/en/coder is no name of a repository" in error_of("me/en/coder")
+    assert "me/en/coder is no name of a repository" in error_of("me/en/coder")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
     assert "http://127.0.0.1:9 cannot be reached" in error_of()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -1,0 +1,130 @@
+"""Whether a picture still shows what the title says: scores by CLIP, SigLIP or MOON2.0, and what they drop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature
+
+DUAL_ENCODERS = ("clip", "siglip", "siglip2", "chinese_clip", "align", "altclip", "metaclip_2")
+
+
+class Verdict(NamedTuple):
+    """Which variants stay; the three exclude each other.
+
+    Attributes:
+        kept: (N, K) bool.
+        under_threshold: (N, K) bool, dropped because the score is too low.
+        under_original: (N, K) bool, dropped because the original's score is better by more than the margin.
+    """
+
+    kept: np.ndarray
+    under_threshold: np.ndarray
+    under_original: np.ndarray
+
+
+class Scorer:
+    """Cosine similarity of pictures and titles in the space of a model that has both.
+
+    Args:
+        model_id: folder or Hub id of a CLIP-like dual encoder or of a MOON2.0 model. The latter brings its own code,
+            which is run.
+        device: "cuda", "cpu" …; the accelerator if there is one when None.
+        batch_size: pictures or titles at a time.
+
+    Raises:
+        ValueError: there is no such model, or it is of another kind.
+
+    Example:
+        >>> Scorer("openai/clip-vit-base-patch32").score([photo, photo], ["red mug", "blue shoes"])
+        array([0.29, 0.14], dtype=float32)
+    """
+
+    def __init__(self, model_id: str, device: str | None = None, batch_size: int = 64) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}; give 1 or more")
+        try:
+            config = AutoConfig.from_pretrained(model_id, trust_remote_code=True)
+            if config.model_type not in (*DUAL_ENCODERS, "moon2"):
+                raise ValueError(f"it is a {config.model_type} model")
+            self.model = AutoModel.from_pretrained(model_id, trust_remote_code=True).eval()
+            self.processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise ValueError(
+                f"scorer {model_id}: cannot be used ({error}); give a folder or Hub id of a MOON2.0 model or of a "
+                f"dual encoder ({', '.join(DUAL_ENCODERS)})"
+            ) from error
+        if device is None:
+            device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        self.model.to(device)
+        self.batch_size = batch_size
+        self.is_moon2 = config.model_type == "moon2"
+
+    def score(self, images: Sequence[Image.Image], titles: Sequence[str]) -> np.ndarray:
+        """Score every picture against its title; a title that comes several times is encoded once.
+
+        Args:
+            images: N pictures.
+            titles: N titles.
+
+        Returns:
+            (N,) float32, −1 to 1; NaN where the title is blank.
+
+        Raises:
+            ValueError: there are not as many titles as pictures.
+        """
+        if len(images) != len(titles):
+            raise ValueError(f"{len(images)} pictures but {len(titles)} titles; give one title for each")
+        scores = np.full(len(images), np.nan, dtype=np.float32)
+        rows = [row for row, title in enumerate(titles) if title.strip()]
+        if not rows:
+            return scores
+        distinct = {title: place for place, title in enumerate(dict.fromkeys(titles[row] for row in rows))}
+        texts = self._encode(list(distinct), self._encode_texts)
+        pictures = self._encode([images[row].convert("RGB") for row in rows], self._encode_images)
+        texts = texts[torch.tensor([distinct[titles[row]] for row in rows])]
+        scores[rows] = (pictures * texts).sum(dim=-1).numpy()
+        return scores
+
+    @torch.inference_mode()
+    def _encode(self, items: list, encode) -> Tensor:
+        """(len(items), D) float32 on the CPU, normalised."""
+        starts = range(0, len(items), self.batch_size)
+        parts = [encode(items[start : start + self.batch_size]).float().cpu() for start in starts]
+        return normalize(torch.cat(parts), dim=-1)
+
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        if self.is_moon2:
+            return self.model(**self._on_device(self.processor(text=texts, images=[None] * len(texts)))).embeddings
+        inputs = self.processor(text=texts, padding="max_length", truncation=True, return_tensors="pt")
+        return self.model.get_text_features(**self._on_device(inputs)).pooler_output
+
+    def _encode_images(self, images: list[Image.Image]) -> Tensor:
+        if self.is_moon2:
+            return self.model(**self._on_device(self.processor(text=[None] * len(images), images=images))).embeddings
+        inputs = self.processor(images=images, return_tensors="pt")
+        return self.model.get_image_features(**self._on_device(inputs)).pooler_output
+
+    def _on_device(self, inputs: BatchFeature) -> BatchFeature:
+        return inputs.to(self.model.device)
+
+
+def keep_consistent(original: np.ndarray, variants: np.ndarray, threshold: float, margin: float) -> Verdict:
+    """Decide which variants still show what the title says.
+
+    Args:
+        original: (N,) scores of the original pictures; one that is NaN drops nothing.
+        variants: (N, K) scores of the variants; NaN where there is none, which is neither kept nor dropped.
+        threshold: a variant under it is dropped.
+        margin: a variant that is worse than its original by more than this is dropped.
+    """
+    made = ~np.isnan(variants)
+    under_threshold = made & (variants < threshold)
+    under_original = made & ~under_threshold & (variants < original[:, None] - margin)
+    return Verdict(made & ~under_threshold & ~under_original, under_threshold, under_original)

@@ -1,0 +1,132 @@
+"""What `moon2 augment` did: counts by reason, mean scores, and pictures and titles before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ..build.shards import Tally
+from ..contact_sheet import contact_sheet
+from .expansion import read_first
+
+SHEET_ROWS = 12
+GROUPS = {
+    "title": ("Titles", "title: "),
+    "rejected": ("Titles that the guard rejected, the original stays", "title rejected: "),
+    "subject": ("How the product was found in its picture", "subject: "),
+    "made": ("Variants made", "made: "),
+    "dropped": ("Variants dropped", "dropped: "),
+}
+
+
+def merge_notes(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts and mean scores over all parts of a run.
+
+    Args:
+        notes: of each part, its `tally` and `numbers`.
+    """
+    tally, sums = Tally(), {}
+    for note in notes:
+        tally.merge(note["tally"])
+        for name, value in note["numbers"].items():
+            sums[name] = sums.get(name, 0) + value
+    counts = tally.as_json()
+    report: dict[str, Any] = {
+        name: {key.removeprefix(prefix): value for key, value in counts.items() if key.startswith(prefix)}
+        for name, (_, prefix) in GROUPS.items()
+    }
+    report["core_regions"] = counts.get("core region", {"rows": 0})["rows"]
+    report["unreadable_images"] = counts.get("unreadable image", {"rows": 0, "examples": []})
+    report["mean_score"] = {
+        of: sums[f"score_of_{of}"] / sums[f"scored_{of}"] if sums.get(f"scored_{of}") else None
+        for of in ("originals", "variants")
+    }
+    return report
+
+
+def markdown(report: Mapping[str, Any], name: str) -> str:
+    """The report for people.
+
+    Args:
+        report: as `augment` returns it.
+        name: of the file that was written.
+    """
+    lines = [f"# {name}", "", f"{report['products']:,} products in {report['seconds']:,} s.", ""]
+    for key, (heading, _) in GROUPS.items():
+        if report[key]:
+            lines += [f"## {heading}", "", "| | rows | for example |", "|---|---|---|"]
+            for reason, found in report[key].items():
+                example = _cell(found["examples"][0]) if found["examples"] else ""
+                lines.append(f"| {_cell(reason)} | {found['rows']:,} | {example} |")
+            lines.append("")
+    lines += [f"Boxes of products found: {report['core_regions']:,}.", ""]
+    if (unreadable := report["unreadable_images"])["rows"]:
+        lines += [f"Pictures that cannot be read: {unreadable['rows']:,}."]
+        lines += [f"- {_cell(example)}" for example in unreadable["examples"]] + [""]
+    scores = report["mean_score"]
+    if scores["originals"] is not None:
+        variants = "–" if scores["variants"] is None else f"{scores['variants']:.3f}"
+        lines += [f"Mean score against the title: originals {scores['originals']:.3f}, variants {variants}.", ""]
+    if report["replaced_columns"]:
+        lines += [f"The input had {', '.join(report['replaced_columns'])} already; they were replaced.", ""]
+    lines += ["## Made from", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in report["made_from"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def summary(report: Mapping[str, Any], out: Path) -> str:
+    """A few lines on what was done and where to look."""
+
+    def rows(name: str) -> int:
+        return sum(found["rows"] for found in report[name].values())
+
+    enriched = report["title"].get("enriched", {"rows": 0})["rows"]
+    lines = [
+        f"{report['products']:,} products: {enriched:,} titles enriched, {rows('rejected'):,} rejected; "
+        f"{rows('made'):,} variants made, {rows('dropped'):,} dropped; {report['core_regions']:,} boxes"
+    ]
+    if unreadable := report["unreadable_images"]["rows"]:
+        lines.append(f"note: {unreadable:,} pictures cannot be read; their products came out without variants")
+    return "\n".join([*lines, f"look at {out}.report.md and {out.name}.contact.png"])
+
+
+def draw_sheet(out: Path, path: Path, max_side: int) -> None:
+    """A contact sheet of some products, from the whole length of the catalogue: before, then what was made of it.
+
+    Args:
+        out: the augmented catalogue.
+        path: PNG file to write.
+        max_side: pixels, of pictures as they are read.
+    """
+    parquet = pq.ParquetFile(out)
+    wanted = np.unique(np.linspace(0, parquet.metadata.num_rows - 1, SHEET_ROWS).astype(int))
+    sheet, start = [], 0
+    columns = [name for name in ("product_id", "title", "enriched_title", "images", "expanded_images")
+               if name in parquet.schema_arrow.names]  # fmt: skip
+    for group in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        here = wanted[(wanted >= start) & (wanted < start + rows)] - start
+        if len(here):
+            for product in parquet.read_row_group(group, columns).take(here).to_pylist():
+                sheet.append(_sheet_row(product, out.parent, max_side))
+        start += rows
+    contact_sheet(sheet, path, f"{out.name}: each product before and after")
+
+
+def _sheet_row(product: Mapping[str, Any], folder: Path, max_side: int) -> tuple[list, list[str]]:
+    title, enriched = product["title"] or "", product["enriched_title"]
+    pictures = [read_first(product.get("images") or (), folder, max_side)[1]]
+    captions = [f"{title}\n{'now: ' + enriched if enriched and enriched != title else '(title unchanged)'}"]
+    for image in product["expanded_images"]:
+        pictures.append(read_first([image], folder, max_side)[1])
+        captions.append(str(image["path"]).rpartition(".")[0])
+    return pictures, captions
+
+
+def _cell(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,319 @@
+"""A shop's behaviour log, cleaned line by line and summed into numbered work files."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from ..schema import normalise_title
+from .clean import Dropped, clean_id, clean_ids, clean_text
+from .duplicates import stable_key
+from .mapping import Column
+from .pictures import read_pictures
+from .raw_rows import RawRow
+from .shards import GROUP_BYTES, ShardWriter, Tally, numbered, read_notes, written
+from .sources import Source
+
+EVENTS = ("purchase", "click", "exposure")
+PURCHASE, CLICK, EXPOSURE = range(3)
+EVENT_NAMES = {
+    **dict.fromkeys(
+        "purchase purchased buy bought order ordered transaction conversion sale sold checkout pay paid".split(),
+        PURCHASE,
+    ),
+    **dict.fromkeys(
+        "click clicked click_through view viewed pv detail product_view view_item cart add_to_cart addtocart basket "
+        "fav favorite favourite wishlist like".split(),
+        CLICK,
+    ),
+    **dict.fromkeys("exposure exposed impression impressions show shown display displayed listed".split(), EXPOSURE),
+}
+MAX_QUERY = 500  # characters
+MAX_COUNT = 10**12
+
+WORK_NAME = "log"
+WORK_LINES = 100_000  # lines behind one work file
+WORK_BYTES = 2 * GROUP_BYTES  # of query pictures; a work file ends early when they reach this
+PARTITIONS = 64  # queries are dealt out by their key, so that one part of all work files fits into memory
+WORK_SCHEMA = pa.schema(
+    [("query", pa.uint64()), ("row", pa.int64())]
+    + [(event, pa.int64()) for event in EVENTS]
+    + [("text", pa.string()), ("picture", pa.binary())]
+)
+
+UNKNOWN_EVENT = "unknown_event"
+LOG_REASONS = {
+    "no_text_no_image": "neither a search text nor a picture that can be read",
+    "no_product_id": "no product id, and no products that were shown",
+    "unknown_product": "the product is not in the catalogue, or was dropped from it while it was cleaned",
+    UNKNOWN_EVENT: "the event is none of a purchase, a click and an exposure",
+    "broken_count": "the count is no whole number above 0",
+}
+
+
+class LogCounts:
+    """What became of the lines of a log.
+
+    Attributes:
+        lines: read.
+        used: that count for something.
+        dropped: why the others do not.
+        notes: what used lines lost, such as an unreadable picture beside a text.
+        events: kind -> how many, over all used lines.
+    """
+
+    def __init__(self) -> None:
+        self.lines = self.used = 0
+        self.dropped, self.notes = Tally(), Tally()
+        self.events: Counter[str] = Counter()
+
+    def as_json(self) -> dict[str, Any]:
+        """What `merge` takes."""
+        return {
+            "lines": self.lines,
+            "used": self.used,
+            "dropped": self.dropped.as_json(),
+            "notes": self.notes.as_json(),
+            "events": {event: self.events[event] for event in EVENTS},
+        }
+
+    def merge(self, notes: Mapping[str, Any]) -> None:
+        """Add what a work file notes."""
+        self.lines += notes["lines"]
+        self.used += notes["used"]
+        self.dropped.merge(notes["dropped"])
+        self.notes.merge(notes["notes"])
+        self.events.update(notes["events"])
+
+
+class Event(NamedTuple):
+    """A cleaned line of a log.
+
+    Args:
+        place: of the line.
+        text: of the query, "" for none.
+        picture: of the query, b"" for none.
+        product_id: "" where the line only says what was shown.
+        kind: PURCHASE, CLICK or EXPOSURE.
+        count: of it.
+        shown: ids of the products that were shown.
+    """
+
+    place: str
+    text: str
+    picture: bytes
+    product_id: str
+    kind: int
+    count: int
+    shown: list[str]
+
+
+class KnownProducts:
+    """Which row of the catalogue stands for an id.
+
+    Args:
+        id_keys: (N,) uint64 keys of the ids.
+        kept_row: (N,) int64 row that stands for every row, its own or that of what it duplicates.
+    """
+
+    def __init__(self, id_keys: np.ndarray, kept_row: np.ndarray) -> None:
+        self.keys, first = np.unique(id_keys, return_index=True)
+        self.rows = kept_row[first]
+
+    def find(self, ids: Sequence[str]) -> np.ndarray:
+        """(len(ids),) int64 rows, -1 for what is not in the catalogue."""
+        keys = np.array([stable_key("product", product_id) for product_id in ids], dtype=np.uint64)
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[place] == keys, self.rows[place], -1)
+
+
+def clean_event(
+    row: RawRow,
+    mapping: Mapping[str, Sequence[Column]],
+    image_root: Path | None,
+    max_side: int,
+    default: int,
+    notes: Tally,
+) -> Event | Dropped:
+    """Make an event of a line, or say why not.
+
+    Args:
+        row: of a log.
+        mapping: field -> source columns, as `Source.mapping`.
+        image_root: where relative image paths start; None: beside the row's file.
+        max_side: pixels; longer pictures are made smaller.
+        default: the kind of event where the log has no column for it.
+        notes: takes what was lost on the way.
+    """
+    if row.error is not None:
+        return Dropped(row.place, row.reason, clean_text(row.error, 200)[0])
+    cell = {field: row.values.get(columns[0]) for field, columns in mapping.items()}
+    text = clean_text(cell.get("text"), MAX_QUERY)[0]
+    text = text if normalise_title(text) else ""
+    picture = b""
+    if cell.get("image"):
+        pictures, problems = read_pictures([cell["image"]], row.folder, image_root, max_side)
+        picture = pictures[0]["bytes"] if pictures else b""
+        for reason, detail in problems:
+            notes.add(reason, f"{row.place}: {detail}".removesuffix(": "))
+    if not text and not picture:
+        return Dropped(row.place, "no_text_no_image", "")
+
+    shown = clean_ids(cell["shown"]) if cell.get("shown") else []
+    product_id = next((found for column in mapping["product_id"] if (found := clean_id(row.values.get(column)))), "")
+    if not product_id:
+        if not shown:
+            return Dropped(row.place, "no_product_id", "")
+        return Event(row.place, text, picture, "", EXPOSURE, 1, shown)
+    kind = default
+    if "event" in mapping:
+        name = clean_text(cell["event"], 50)[0]
+        kind = EVENT_NAMES.get(name.casefold().replace(" ", "_").replace("-", "_"), -1)
+        if kind < 0:
+            return Dropped(row.place, UNKNOWN_EVENT, repr(name))
+    count = _count(cell["count"]) if "count" in mapping else 1
+    if not count:
+        return Dropped(row.place, "broken_count", clean_text(cell["count"], 50)[0])
+    return Event(row.place, text, picture, product_id, kind, count, shown)
+
+
+def read_log(
+    source: Source,
+    work: Path,
+    known: KnownProducts,
+    image_root: Path | None,
+    max_side: int,
+    default_event: str,
+    progress: bool = True,
+) -> LogCounts:
+    """Read a log into work files, each with the sums over its lines; goes on after those that are there.
+
+    Args:
+        source: the log.
+        work: folder of the work files.
+        known: the products of the catalogue.
+        image_root, max_side: as `clean_event` takes them.
+        default_event: kind of every line where the log has no column for it.
+        progress: show a bar.
+    """
+    counts, start, last = LogCounts(), 0, False
+    done = written(work, WORK_NAME)
+    for path in done:
+        notes = read_notes(path)
+        counts.merge(notes)
+        start, last = notes["next"], notes["last"]
+    paths = numbered(work, WORK_NAME)
+    for _ in done:
+        next(paths)
+    default = EVENTS.index(default_event)
+    with tqdm(total=source.num_rows, initial=start, unit=" lines", desc="log", disable=not progress) as bar:
+        lines = (row for batch in source.batches(start) for row in batch) if not last else iter(())
+        while not last:
+            of_file = LogCounts()
+            events: list[Event] = []
+            pictures = 0
+            last = True
+            for row in lines:
+                of_file.lines += 1
+                event = clean_event(row, source.mapping, image_root, max_side, default, of_file.notes)
+                if isinstance(event, Dropped):
+                    of_file.dropped.add(event.reason_code, f"{event.place}: {event.detail}".removesuffix(": "))
+                else:
+                    events.append(event)
+                    pictures += len(event.picture)
+                if of_file.lines >= WORK_LINES or pictures >= WORK_BYTES:
+                    last = False
+                    break
+                if of_file.lines % 1000 == 0:
+                    bar.update(1000)
+            bar.update(of_file.lines % 1000)
+            start += of_file.lines
+            table = _summed(events, known, of_file)
+            _write_work_file(next(paths), table, of_file.as_json() | {"next": start, "last": last})
+            counts.merge(of_file.as_json())
+    return counts
+
+
+def _summed(events: Sequence[Event], known: KnownProducts, counts: LogCounts) -> pa.Table:
+    """The sums over events of each query and product, sorted by query; counts lines as used or dropped."""
+    ids: dict[str, int] = {}
+    queries: dict[int, tuple[str, bytes]] = {}
+    key_of: dict[tuple[str, bytes], int] = {}
+    rows: list[tuple[int, int, int, int]] = []  # query key, number of the id, kind, count
+    for event in events:
+        for product_id in (event.product_id, *event.shown):
+            ids.setdefault(product_id, len(ids))
+    row_of = known.find(list(ids)).tolist()
+    for event in events:
+        shown = [row for product_id in event.shown if (row := row_of[ids[product_id]]) >= 0]
+        row = row_of[ids[event.product_id]]
+        if row < 0 and (event.product_id or not shown):
+            detail = f"{event.place}: {event.product_id or event.shown[0]}"
+            counts.dropped.add("unknown_product", detail)
+            continue
+        counts.used += 1
+        if len(shown) < len(event.shown):
+            counts.notes.add("unknown_product_shown", event.place)
+        query = (event.text, event.picture)
+        key = key_of.get(query)
+        if key is None:
+            key = key_of[query] = _query_key(*query)
+            queries.setdefault(key, query)
+        if row >= 0:
+            rows.append((key, row, event.kind, event.count))
+            counts.events[EVENTS[event.kind]] += event.count
+        rows.extend((key, row, EXPOSURE, 1) for row in shown)
+        counts.events[EVENTS[EXPOSURE]] += len(shown)
+    if not rows:
+        return WORK_SCHEMA.empty_table()
+    query, row, kind, count = (
+        np.array(column, dtype=kind)
+        for column, kind in zip(zip(*rows, strict=True), (np.uint64, np.int64, np.int64, np.int64), strict=True)
+    )
+    order = np.lexsort((row, query))
+    query, row, kind, count = query[order], row[order], kind[order], count[order]
+    new = np.flatnonzero(np.r_[True, (query[1:] != query[:-1]) | (row[1:] != row[:-1])])
+    sums = [np.add.reduceat(np.where(kind == number, count, 0), new) for number in range(len(EVENTS))]
+    query, row = query[new], row[new]
+    first = np.r_[True, query[1:] != query[:-1]]
+    said = [queries[key] if here else ("", b"") for key, here in zip(query.tolist(), first.tolist(), strict=True)]
+    columns = [query, row, *sums, [text or None for text, _ in said], [picture or None for _, picture in said]]
+    return pa.table(columns, schema=WORK_SCHEMA)
+
+
+def _query_key(text: str, picture: bytes) -> int:
+    shown = hashlib.blake2b(picture, digest_size=16).hexdigest() if picture else ""
+    return stable_key("query", f"{normalise_title(text)}\x1f{shown}")
+
+
+def _write_work_file(path: Path, table: pa.Table, notes: dict[str, Any]) -> None:
+    """One row group for each partition that has rows; the footer says which is which."""
+    writer = ShardWriter(path, WORK_SCHEMA)
+    partition = table["query"].to_numpy() % np.uint64(PARTITIONS)
+    groups = {}
+    for number in np.unique(partition).tolist():
+        groups[str(number)] = writer.row_groups
+        writer.write(table.filter(pa.array(partition == number)))
+    writer.close(notes | {"row_groups": groups})
+
+
+def _count(cell: Any) -> int:
+    """A whole number above 0; 1 for a blank cell, 0 for anything else."""
+    if cell is None or cell == "":
+        return 1
+    try:
+        number = float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    whole = math.isfinite(number) and number == int(number) and 0 < number <= MAX_COUNT
+    return int(number) if whole and not isinstance(cell, bool) else 0

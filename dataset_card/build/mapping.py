@@ -1,0 +1,397 @@
+"""Which column is what: guessed from names and from a sample of values, with the reason; or given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from .column_names import (
+    ATTRIBUTE_NAMES,
+    CATEGORY_NAMES,
+    FIELD_WORDS,
+    LOG_NAMES,
+    PRODUCT_NAMES,
+    name_words,
+    plain_name,
+)
+
+PRODUCT_FIELDS = ("product_id", "title", "description", "category_path", "attributes", "images")
+LOG_FIELDS = ("query_id", "text", "image", "product_id", "event", "count", "shown", "timestamp")
+ONE_COLUMN = ("query_id", "text", "image", "event", "count", "shown", "timestamp")
+EVENT_WORDS = set("click clicked purchase purchased buy bought order exposure exposed impression view show shown cart "
+                  "add_to_cart addtocart pv fav transaction".split())  # fmt: skip
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+IMAGE_KEYS = ("src", "url", "hi_res", "large", "file_name", "image", "thumb")  # of one picture, as shops nest them
+TEMPLATE = re.compile(r"\{([^{}]+)\}")  # images/{id}.jpg
+_NUMBERED = re.compile(r"^(?:(?:product|item)?(?:category|categories|cat|cate|level|lvl)|l)(?:id|level|lvl|l)?(\d)"
+                       r"(?:category|name|cat|level)?$")  # fmt: skip
+_PAIR = re.compile(r"^(.*?)[\W_]*(names?|values?|value\(s\))$", re.IGNORECASE)
+
+Column = str | tuple[str, str]  # a pair: the column that names an attribute, and the column that holds its value
+FieldMapping = dict[str, tuple[Column, ...]]
+
+
+def resolve(
+    columns: Sequence[str],
+    sample: Sequence[Mapping[str, Any]],
+    fields: Sequence[str],
+    given: Mapping[str, str | Sequence[Column]] | None = None,
+    known: FieldMapping | None = None,
+    name: str = "the table",
+) -> tuple[FieldMapping, list[str]]:
+    """Find the source columns of every target field.
+
+    Args:
+        columns: all columns of the source.
+        sample: its first rows.
+        fields: `PRODUCT_FIELDS` or `LOG_FIELDS`.
+        given: field → column, which no guess overrides. A list, or names joined by commas, gives several columns;
+            "" leaves the field out; attributes may be "*" for every column not used otherwise; images may be a
+            pattern of paths such as "images/{id}.jpg".
+        known: the mapping of a recognised export format, in place of a guess.
+        name: what messages call the source.
+
+    Returns:
+        (field → its columns, in order; one line per field that tells column and reason). Fields that nothing was found
+        for are left out.
+
+    Raises:
+        ValueError: for a field or column that does not exist, naming close ones and those there are; for a table
+            without any of the fields it cannot do without.
+    """
+    fixed = {field: _given(field, value, columns, fields, name) for field, value in (given or {}).items()}
+    reasons = {field: "given" for field in fixed}
+    mapping = dict(fixed)
+    if known is not None:
+        for field, found in known.items():
+            if field not in mapping:
+                mapping[field], reasons[field] = found, "the format has it there"
+    else:
+        taken = columns_of(fixed)
+        free = {column: _Sample(column, sample) for column in columns if column not in taken}
+        guesses = _product_guesses if fields is PRODUCT_FIELDS else _log_guesses
+        for field, found, reason in guesses(free, [field for field in fields if field not in fixed]):
+            mapping[field], reasons[field] = found, reason
+    used = columns_of(mapping)
+    rest = [column for column in columns if column not in used]
+    if "*" in mapping.get("attributes", ()):
+        mapping["attributes"], rest = tuple(rest), []
+    mapping = {field: mapping[field] for field in fields if mapping.get(field)}
+    lines = [f"{field} <- {_shown(mapping[field])}: {reasons[field]}" for field in mapping]
+    if missing := [field for field in fields if field not in mapping]:
+        lines.append(f"no column for {', '.join(missing)}")
+    if rest:
+        way = "; to keep them, give attributes=COLUMN,… or attributes=*" if fields is PRODUCT_FIELDS else ""
+        lines.append(f"not used: {', '.join(rest[:30])}{', …' if len(rest) > 30 else ''}{way}")
+    _refuse_useless(mapping, columns, fields, name)
+    return mapping, lines
+
+
+def columns_of(mapping: Mapping[str, Sequence[Column]]) -> set[str]:
+    """All source columns that a mapping reads."""
+    found: set[str] = set()
+    for columns in mapping.values():
+        for column in columns:
+            if isinstance(column, str):
+                found.update([column, *TEMPLATE.findall(column)])
+            else:
+                found.update(column)
+    return found
+
+
+def attribute_pairs(columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of columns such as "Option1 Name", "Option1 Value" or "Attribute 2 name", "Attribute 2 value(s)"."""
+    halves: dict[str, dict[str, str]] = {}
+    for column in columns:
+        if (match := _PAIR.match(column)) and re.search(r"\d", match[1]):
+            halves.setdefault(plain_name(match[1]), {})[match[2][:4].casefold()] = column
+    return [(half["name"], half["valu"]) for half in halves.values() if len(half) == 2]
+
+
+def looks_like_image(value: Any) -> bool:
+    """Whether a value may stand for pictures: bytes, {bytes, path}, a URL, or a path with the suffix of an image."""
+    if isinstance(value, bytes):
+        return len(value) > 0
+    if isinstance(value, dict):
+        return any(key in value for key in ("bytes", "path", *IMAGE_KEYS))
+    if isinstance(value, list | tuple):
+        return bool(value) and looks_like_image(value[0])
+    if not isinstance(value, str):
+        return False
+    text = value[:2000].strip(" []\"'").casefold()
+    start = re.split(r"[?#,;|\s]", text, maxsplit=1)[0]
+    return start.endswith(IMAGE_SUFFIXES) or text.endswith(IMAGE_SUFFIXES) or text.startswith("data:image/")
+
+
+def _given(field: str, value: Any, columns: Sequence[str], fields: Sequence[str], name: str) -> tuple[Column, ...]:
+    if field not in fields:
+        if field in columns and value in fields:
+            raise ValueError(f"columns: write {value}={field}, the field first and then the column")
+        raise ValueError(f"columns: no field {field!r}{_close(field, fields)}; the fields are {', '.join(fields)}")
+    if value is None or value == "":
+        return ()
+    if isinstance(value, str):
+        if value in columns or (field == "attributes" and value == "*"):
+            return (value,)
+        if "," in value and "{" not in value:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        else:
+            value = [value]
+    found: list[Column] = []
+    for column in value:
+        pair = not isinstance(column, str)
+        names = tuple(column) if pair else TEMPLATE.findall(column) if field == "images" else []
+        for part in names or [column]:
+            if part not in columns:
+                raise ValueError(
+                    f"{name} has no column {part!r} for {field}{_close(part, columns)}; "
+                    f"its columns are {', '.join(map(str, columns[:60]))}{', …' if len(columns) > 60 else ''}"
+                )
+        found.append(names if pair else column)
+    if field in ONE_COLUMN and len(found) > 1:
+        raise ValueError(f"columns: {field} takes one column, not {_shown(found)}")
+    return tuple(found)
+
+
+def _close(word: str, known: Sequence[str]) -> str:
+    plain = {plain_name(str(name)): name for name in known}
+    matches = get_close_matches(plain_name(str(word)), plain, n=1, cutoff=0.6)
+    return f" (did you mean {plain[matches[0]]!r}?)" if matches else ""
+
+
+def _refuse_useless(mapping: FieldMapping, columns: Sequence[str], fields: Sequence[str], name: str) -> None:
+    groups = [("title", "images")] if fields is PRODUCT_FIELDS else [("text", "image"), ("product_id",)]
+    for group in groups:
+        if not any(field in mapping for field in group):
+            raise ValueError(
+                f"{name}: no column found for {' or '.join(group)}; tell it, e.g. columns={{'{group[0]}': COLUMN}}; "
+                f"the columns are {', '.join(map(str, columns[:60]))}{', …' if len(columns) > 60 else ''}"
+            )
+
+
+def _shown(columns: Sequence[Column]) -> str:
+    return ", ".join(column if isinstance(column, str) else " = ".join(column) for column in columns)
+
+
+class _Sample:
+    """What the first rows hold in one column.
+
+    Args:
+        filled: share of rows with a value.
+        distinct: share of different values among the filled.
+        length: mean number of characters.
+        words: share of values with a space inside, or in a script that is written without.
+        images: share of values that look like images.
+        paths: share of values that are lists of names or have a separator of category levels.
+    """
+
+    def __init__(self, column: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.column, self.rows = column, len(rows)
+        values = [value for row in rows if (value := row.get(column)) not in (None, "", [], {}) and value == value]
+        self.count = len(values)
+        self.filled = len(values) / max(1, len(rows))
+        briefs = [_brief(value) for value in values]
+        self.distinct = len(set(briefs)) / max(1, len(briefs))
+        self.length = sum(map(len, briefs)) / max(1, len(briefs))
+        self.values = values
+
+    def share(self, test: Callable[[Any], bool]) -> float:
+        return sum(test(value) for value in self.values) / max(1, self.count)
+
+    @property
+    def images(self) -> float:
+        return self.share(looks_like_image)
+
+    @property
+    def paths(self) -> float:
+        return self.share(_is_path)
+
+    @property
+    def plain(self) -> bool:
+        """Text or numbers, no lists or bytes."""
+        return self.share(lambda value: isinstance(value, str | int | float) and not isinstance(value, bool)) > 0.9
+
+    def facts(self) -> str:
+        return f"{self.distinct:.0%} of {self.count} values differ" if self.count else "no values in the sample"
+
+
+class _Found(NamedTuple):
+    field: str
+    columns: tuple[Column, ...]
+    reason: str
+
+
+def _brief(value: Any) -> str | bytes:
+    """What tells a value from others; never the representation of an image."""
+    if isinstance(value, str | bytes):
+        return value
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return value["bytes"]
+    if isinstance(value, list | tuple):
+        return repr([_brief(part) if not isinstance(part, bytes) else part[:64] for part in value[:9]])[:500]
+    if isinstance(value, int) and value.bit_length() > 1_000:
+        return hex(value)
+    return str(value)[:200]
+
+
+def _is_path(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and isinstance(value[0], str | list)
+    return isinstance(value, str) and bool(re.search(r"\w\s*(?:>|»|›|\||/)\s*\w", value)) and "://" not in value[:10]
+
+
+def _product_guesses(free: dict[str, _Sample], fields: Sequence[str]) -> list[_Found]:
+    found: list[_Found] = []
+
+    def take(field: str, columns: Sequence[Column], reason: str) -> None:
+        found.append(_Found(field, tuple(columns), reason))
+        for column in columns_of({field: tuple(columns)}):
+            free.pop(column, None)
+
+    pairs = attribute_pairs(list(free)) if "attributes" in fields else []
+    held_back = {column: free.pop(column) for pair in pairs for column in pair}
+    if "images" in fields and (guess := _images(free)):
+        take("images", *guess)
+    if "product_id" in fields and (guess := _product_id(free)):
+        take("product_id", *guess)
+    for field in ("title", "description"):
+        if field in fields and (guess := _by_name(field, PRODUCT_NAMES[field], free, lambda s: s.images < 0.5)):
+            take(field, *guess)
+    if "category_path" in fields and (guess := _category(free)):
+        take("category_path", *guess)
+    if "title" in fields and not any(guess.field == "title" for guess in found):
+        lines = [s for s in free.values() if s.plain and 8 <= s.length <= 300 and s.distinct > 0.5
+                 and s.share(lambda value: isinstance(value, str) and " " in value.strip()) > 0.5]  # fmt: skip
+        if lines:
+            best = min(lines, key=lambda s: s.length)
+            take("title", [best.column], f"texts of {best.length:.0f} characters; {best.facts()}")
+    if "attributes" in fields:
+        named = [column for column in free if plain_name(column) in ATTRIBUTE_NAMES and free[column].images < 0.5]
+        free.update(held_back)
+        if named or pairs:
+            take("attributes", [*named, *pairs], "their names")
+    return found
+
+
+def _log_guesses(free: dict[str, _Sample], fields: Sequence[str]) -> list[_Found]:
+    tests: dict[str, Callable[[_Sample], bool]] = {
+        "text": lambda s: s.plain and s.images < 0.5,
+        "image": lambda s: s.images >= 0.5,
+        "event": lambda s: s.plain and s.length < 30,
+        "count": lambda s: s.plain and s.share(_is_number) > 0.9,
+        "product_id": lambda s: s.plain and s.images < 0.5,
+    }
+    found = []
+    for field in ("event", "product_id", "query_id", "text", "image", "shown", "count", "timestamp"):
+        if field not in fields:
+            continue
+        guess = _by_name(field, LOG_NAMES[field], free, tests.get(field, lambda s: True))
+        if guess is None and field == "event":
+            for column, s in free.items():
+                if s.count and s.share(lambda value: str(value).casefold() in EVENT_WORDS) > 0.9:
+                    guess = [column], "its values are names of events"
+                    break
+        if guess:
+            found.append(_Found(field, tuple(guess[0]), guess[1]))
+            free.pop(guess[0][0])
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _by_name(
+    field: str, names: Mapping[str, int], free: Mapping[str, _Sample], test: Callable[[_Sample], bool]
+) -> tuple[list[str], str] | None:
+    """The best named column whose values pass the test; columns without any value come last."""
+    ranked = [(s.count == 0, names[plain_name(column)], column) for column, s in free.items()
+              if plain_name(column) in names and (not s.count or test(s))]  # fmt: skip
+    if ranked:
+        column = min(ranked)[2]
+        return [column], f"its name; {free[column].facts()}"
+    wanted, unwanted = FIELD_WORDS.get(field, (set(), set()))
+    for column, s in free.items():
+        words = set(name_words(column))
+        if words & wanted and not words & unwanted and s.count and test(s):
+            return [column], f"a word of its name; {s.facts()}"
+    return None
+
+
+def _product_id(free: Mapping[str, _Sample]) -> tuple[list[str], str] | None:
+    names = PRODUCT_NAMES["product_id"]
+    ranked = []
+    for column, s in free.items():
+        if plain_name(column) in names and (not s.count or s.plain):
+            repeats = s.count >= 5 and (s.distinct < 0.9 or s.filled < 0.5)
+            ranked.append((repeats, names[plain_name(column)], column))
+    if ranked:
+        column = min(ranked)[2]
+        return [column], f"its name; {free[column].facts()}"
+    for column, s in free.items():
+        short = s.plain and s.length <= 64 and s.share(lambda value: " " in str(value)) == 0
+        if s.count >= 5 and s.filled == 1 and s.distinct == 1 and short and s.images < 0.5:
+            return [column], "every row has a value, no two are the same, none has a space"
+    return None
+
+
+def _images(free: Mapping[str, _Sample]) -> tuple[list[str], str] | None:
+    names = PRODUCT_NAMES["images"]
+    wanted, unwanted = FIELD_WORDS["images"]
+    named = []
+    for column, s in free.items():
+        base = re.sub(r"\d+$", "", plain_name(column))
+        words = {re.sub(r"\d+$", "", word) for word in name_words(column)}
+        known = plain_name(column) in names or base in names or (words & wanted and not words & unwanted)
+        urls = s.share(
+            lambda value: isinstance(value, str) and value.lstrip().casefold().startswith(("http:", "https:"))
+        )
+        if known and (not s.count or s.images + urls >= 0.5):
+            named.append(column)
+    if named:
+        # The picture shown first comes first; thumbnails are the same pictures, smaller.
+        large = [column for column in named if "thumb" not in column.casefold()] or named
+        main = [column for column in large if set(name_words(column)) & {"main", "primary", "hauptbild", "front"}]
+        more = [column for column in large if set(name_words(column)) & {"additional", "other", "extra", "gallery"}]
+        middle = [column for column in large if column not in main and column not in more]
+        return [*main, *middle, *more], "their names and values" if len(large) > 1 else "its name and values"
+    for column, s in free.items():
+        if s.count and s.images > 0.9:
+            return [column], f"{s.images:.0%} of its values are images or paths of images"
+    return None
+
+
+def _category(free: Mapping[str, _Sample]) -> tuple[list[str], str] | None:
+    ranked = []
+    wanted, unwanted = FIELD_WORDS["category_path"]
+    for column, s in free.items():
+        plain, words = plain_name(column), set(name_words(column))
+        usable = s.share(lambda value: isinstance(value, str | int | list | tuple)) > 0.9 or not s.count
+        if not usable or s.images >= 0.5:
+            continue
+        if level := _NUMBERED.match(plain):
+            ranked.append((CATEGORY_NAMES["category"], int(level[1]), column))
+        elif plain in CATEGORY_NAMES:
+            ranked.append((CATEGORY_NAMES[plain], 0, column))
+        elif words & wanted and not words & unwanted:
+            ranked.append((CATEGORY_NAMES["category"], 0, column))
+    ranked.sort(key=lambda entry: entry[:2])
+    columns = [column for _, _, column in ranked]
+    whole = [column for column in columns if free[column].paths > 0.5]
+    if whole:
+        return [whole[0]], "its values are paths of categories"
+    if columns:
+        return columns, "their names, coarse to fine" if len(columns) > 1 else "its name"
+    for column, s in free.items():
+        deep = s.share(lambda value: isinstance(value, str) and " > " in value)
+        if plain_name(column) == "type" and s.plain and s.distinct < 0.5:
+            return [column], f"its name; {s.facts()}"
+        if s.count and deep > 0.8:
+            return [column], f"{deep:.0%} of its values have the form A > B"
+    return None

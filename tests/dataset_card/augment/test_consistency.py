@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipProcessor,
+)
+
+from moon2_dataset.augment.consistency import Scorer, keep_consistent
+
+WORDS = ["<pad>", "<unk>", "<s>", "</s>", "red", "navy", "blue", "mug", "shoes", "handbag", "lumo"]
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def tokenizer(kind: type[PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
+    )
+    return kind(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+                model_max_length=12)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip", "moon2"])
+def checkpoint(request, tiny, tmp_path_factory):
+    """Folder of a tiny random model with its processor."""
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    text = SHAPE | {"vocab_size": len(WORDS), "max_position_embeddings": 12}
+    vision = SHAPE | {"image_size": 32, "patch_size": 8}
+    size = {"height": 32, "width": 32}
+    if request.param == "moon2":
+        model, processor = tiny
+    elif request.param == "clip":
+        text |= {"eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+        pictures = CLIPImageProcessorPil(size=size, crop_size=size)
+        processor = CLIPProcessor(pictures, tokenizer(PreTrainedTokenizerFast))
+    else:
+        model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 32}, vision_config=vision))
+        processor = SiglipProcessor(SiglipImageProcessorPil(size=size), tokenizer(PreTrainedTokenizerFast))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_score_depends_on_its_own_pair_alone(checkpoint, make_image):
+    images = [make_image(seed, 40 + seed, 50) for seed in range(5)]
+    titles = [
+        "red mug",
+        "navy shoes",
+        "red mug",
+        "  ",
+        "lumo blue handbag with a title beyond the model's length " * 9,
+    ]
+    together = Scorer(str(checkpoint), device="cpu", batch_size=2).score(images, titles)
+    one_by_one = Scorer(str(checkpoint), device="cpu", batch_size=1)
+    for image, title, score in zip(images, titles, together, strict=True):
+        alone = one_by_one.score([image], [title])
+        np.testing.assert_allclose(alone, [score], atol=1e-5)
+    assert np.isnan(together[3]) and np.isfinite(together[[0, 1, 2, 4]]).all() and (np.abs(together[:3]) <= 1).all()
+    assert together[0] != pytest.approx(together[2], abs=1e-6)  # one title, two pictures
+
+
+def test_a_moon2_score_is_the_dot_product_of_the_views(tiny, tmp_path, make_image):
+    model, processor = tiny
+    for part in tiny:
+        part.save_pretrained(tmp_path)
+    image = make_image(3)
+    with torch.no_grad():
+        views = model.encode_views(**processor(text=["red mug"], images=[image]))
+    expected = float(views.text_embeddings[0] @ views.image_embeddings[0])
+    assert Scorer(str(tmp_path), device="cpu").score([image], ["red mug"])[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_no_pictures_give_no_scores(checkpoint):
+    assert Scorer(str(checkpoint), device="cpu").score([], []).shape == (0,)
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match=r"scorer .*: cannot be used \(it is a bert model\); give a folder or Hub id"):
+        Scorer(str(tmp_path))
+    with pytest.raises(ValueError, match="cannot be used"):
+        Scorer(str(tmp_path / "nothing"))
+
+
+def test_what_is_dropped_and_why():
+    original = np.array([0.3, 0.3, np.nan], dtype=np.float32)
+    variants = np.array([[0.29, 0.05, 0.19], [0.31, np.nan, 0.21], [0.5, 0.09, np.nan]], dtype=np.float32)
+    verdict = keep_consistent(original, variants, threshold=0.1, margin=0.1)
+    assert verdict.kept.tolist() == [[True, False, False], [True, False, True], [True, False, False]]
+    assert verdict.under_threshold.tolist() == [[False, True, False], [False, False, False], [False, True, False]]
+    assert verdict.under_original.tolist() == [[False, False, True], [False, False, False], [False, False, False]]

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from moon2_dataset.augment.core_region import GroundingDetector, crop, parse_box, subject_box
+from moon2_dataset.augment.subject import Subject
+from moon2_dataset.augment.vision_language import VisionLanguageModel
+
+
+def test_the_box_encloses_the_mask_and_its_crop_is_the_product():
+    mask = np.zeros((50, 100), dtype=np.float32)
+    mask[10:30, 20:60] = 1
+    box = subject_box(Subject(mask, "background", 0.9))
+    assert box == [0.2, 0.2, 0.6, 0.6]
+    picture = Image.fromarray((mask * 255).astype(np.uint8))
+    assert crop(picture, box).size == (40, 20) and np.asarray(crop(picture, box)).all()
+    assert crop(picture, []) is picture
+
+
+def test_a_box_of_the_whole_picture_or_of_a_speck_is_none():
+    assert subject_box(Subject(np.ones((9, 9), dtype=np.float32), "segmenter", 0.5)) == []
+    assert subject_box(Subject(np.ones((9, 9), dtype=np.float32), "none", 0.0)) == []
+    speck = np.zeros((100, 100), dtype=np.float32)
+    speck[50, 50:53] = 1
+    assert subject_box(Subject(speck, "alpha", 1.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "box"),
+    [
+        ('[{"bbox_2d": [100, 200, 500, 800], "label": "mug"}]', [0.1, 0.2, 0.5, 0.8]),
+        ('```json\n[{"bbox_2d": [100, 200, 500, 800]}]\n```', [0.1, 0.2, 0.5, 0.8]),
+        ('{"bbox_2d": [500, 800, 100, 200]}', [0.1, 0.2, 0.5, 0.8]),  # corners the other way round
+        ("[100, 200, 500, 800]", [0.1, 0.2, 0.5, 0.8]),
+        ('[{"bbox_2d": [0, 0, 150, 150]}, {"bbox_2d": [100, 200, 500, 800]}]', [0.1, 0.2, 0.5, 0.8]),  # the largest
+        ("The mug is at [100, 200, 500.0, 800] in the picture.", [0.1, 0.2, 0.5, 0.8]),
+        ('[{"bbox_2d": [100, 200, 500, 800], "label": "mu', [0.1, 0.2, 0.5, 0.8]),  # cut short
+        ('[{"bbox_2d": [-50, 200, 1500, 800]}]', [0.0, 0.2, 1.0, 0.8]),
+        ('[{"bbox_2d": [0, 0, 1000, 1000]}]', []),
+        ('[{"bbox_2d": [100, 200, 101, 201]}]', []),
+        ('[{"bbox_2d": [100, 200, 500]}]', []),
+        ('[{"bbox_2d": [NaN, 200, 500, 800]}]', []),
+        ("I see no product.", []),
+        ("", []),
+        ("[" * 5000, []),
+    ],
+)
+def test_answers_are_read_as_boxes(answer, box):
+    assert parse_box(answer, 1000, 1000) == pytest.approx(box)
+
+
+@given(st.text(max_size=60) | st.lists(st.floats(width=32), min_size=4, max_size=4).map(str))
+@settings(max_examples=150, deadline=None)
+def test_no_answer_makes_a_box_out_of_the_picture(answer):
+    box = parse_box(answer, 640, 480)
+    assert box == [] or (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1)
+
+
+def test_a_real_model_is_asked(qwen, make_image):
+    vlm = VisionLanguageModel(str(qwen), device="cpu", batch_size=2, max_new_tokens=6)
+    boxes = GroundingDetector(vlm).boxes([make_image(seed) for seed in range(3)], ["mug", "shoes {1}", "handbag"])
+    assert len(boxes) == 3 and not vlm.errors  # random weights do not answer in JSON
+    assert all(box == [] or len(box) == 4 for box in boxes)
+
+
+class Answers:
+    """A model that is known to answer in a given way: what is tested is what is made of the answers."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers, self.prompts, self.images = answers, [], []
+
+    def generate(self, prompts, images):
+        self.prompts, self.images = prompts, images
+        return list(self.answers)
+
+
+def test_the_detector_asks_for_the_titled_product_and_scales_its_answers():
+    pictures = [Image.new("RGB", (200, 100)), Image.new("RGB", (100, 400))]
+    vlm = Answers('[{"bbox_2d": [20, 10, 100, 50]}]', "no idea")
+    assert GroundingDetector(vlm, "pixels").boxes(pictures, ["Red\nmug", "Shoes"]) == [[0.1, 0.1, 0.5, 0.5], []]
+    assert '"Red mug"' in vlm.prompts[0] and vlm.images == [[pictures[0]], [pictures[1]]]
+    vlm = Answers('[{"bbox_2d": [100, 100, 500, 500]}]', "[0, 250, 500, 750]")
+    assert GroundingDetector(vlm).boxes(pictures, ["Mug", "Shoes"]) == [[0.1, 0.1, 0.5, 0.5], [0, 0.25, 0.5, 0.75]]
+    with pytest.raises(ValueError, match="coordinates='percent'; give relative or pixels"):
+        GroundingDetector(vlm, "percent")

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from moon2_dataset import load_products
+from moon2_dataset.augment import pipeline
+from moon2_dataset.augment.pipeline import AugmentArguments, augment, main
+from moon2_dataset.demo_catalogue import render_demo_catalogue
+
+ROWS = 24
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A drawn catalogue as a file: one product without title, one without picture, two with a broken first picture."""
+    products, _ = render_demo_catalogue(ROWS, seed=3)
+    rows = products.to_list()
+    rows[4]["title"] = ""
+    rows[7]["images"] = []
+    rows[9]["images"] = [{"bytes": b"no picture", "path": None}]
+    rows[11]["images"][0] = {"bytes": rows[11]["images"][0]["bytes"][:300], "path": None}
+    folder = tmp_path_factory.mktemp("shop")
+    table = Dataset.from_list(rows, features=products.features)
+    table.to_parquet(folder / "products-train.parquet")
+    return folder / "products-train.parquet"
+
+
+def arguments(shop, out, **changes) -> AugmentArguments:
+    return AugmentArguments(**{"input": str(shop), "output": str(out), "workers": 1, "batch_rows": 5} | changes)
+
+
+@pytest.fixture(scope="module")
+def augmented(shop, tmp_path_factory):
+    """(report, file) of a whole run."""
+    out = tmp_path_factory.mktemp("out") / "products-train.parquet"
+    return augment(arguments(shop, out), progress=False), out
+
+
+def test_every_row_comes_out_as_it_was(shop, augmented):
+    before, after = pq.read_table(shop), pq.read_table(augmented[1])
+    assert after.column_names == [*before.column_names, *pipeline.ADDED]
+    assert after.select(before.column_names).equals(before)
+    assert len(load_products(augmented[1])) == ROWS  # and what was added fits the schema
+
+
+def test_what_was_added(augmented):
+    report, out = augmented
+    rows = pq.read_table(out).to_pylist()
+    assert report["products"] == ROWS
+    for number, row in enumerate(rows):
+        if number in (7, 9):
+            assert row["expanded_images"] == [] and row["core_region"] == []
+            continue
+        assert len(row["expanded_images"]) == 3
+        for image in row["expanded_images"]:
+            assert Image.open(io.BytesIO(image["bytes"])).format == "JPEG"
+            assert image["path"].rpartition("-")[0] in pipeline.KINDS
+    assert rows[11]["core_region"] == []  # its first picture is broken, and boxes are of the first
+    assert sum(bool(row["core_region"]) for row in rows) == report["core_regions"] >= 18
+    assert sum(found["rows"] for found in report["made"].values()) == 3 * (ROWS - 2)
+    assert report["subject"]["no_image"]["rows"] == 2
+    assert report["unreadable_images"]["rows"] == 2
+    assert "product demo-00009, image 0: no picture" in report["unreadable_images"]["examples"][0]
+    titles = report["title"] | report["rejected"]
+    assert sum(found["rows"] for found in titles.values()) == ROWS
+    enriched = [row for row in rows if row["enriched_title"]]
+    assert all(row["enriched_title"] != row["title"] for row in enriched)
+    assert len(enriched) == report["title"]["enriched"]["rows"] > 4
+
+
+def test_what_people_look_at(augmented):
+    _, out = augmented
+    page = out.with_name(f"{out.name}.report.md").read_text()
+    assert f"{ROWS} products" in page and "Variants made" in page and "demo-00009, image 0" in page
+    with Image.open(out.with_name(f"{out.name}.contact.png")) as sheet:
+        assert sheet.width > 400 and np.asarray(sheet.convert("L")).std() > 10
+    assert not out.with_name(f"{out.name}.parts").exists()
+
+
+def test_the_same_bytes_whatever_the_number_of_processes(shop, augmented, tmp_path):
+    augment(arguments(shop, tmp_path / "out.parquet", workers=2), progress=False)
+    assert (tmp_path / "out.parquet").read_bytes() == augmented[1].read_bytes()
+
+
+KILLED = """
+import sys
+from moon2_dataset.augment import pipeline
+number, kill = int(sys.argv[3]), pipeline.ShardWriter.close
+seen = 0
+def close(self, notes=None):
+    global seen
+    seen += 1
+    if seen == number:
+        print("now", flush=True)
+        import time; time.sleep(60)
+    kill(self, notes)
+pipeline.ShardWriter.close = close
+arguments = pipeline.AugmentArguments(input=sys.argv[1], output=sys.argv[2], workers=1, batch_rows=5)
+pipeline.augment(arguments, progress=False)
+"""
+
+
+@pytest.mark.parametrize("number", [2, 6])  # while a part is written, and while the result is
+def test_a_killed_run_goes_on(shop, augmented, tmp_path, number):
+    out = tmp_path / "out.parquet"
+    command = [sys.executable, "-c", KILLED, str(shop), str(out), str(number)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "now\n"
+        process.send_signal(signal.SIGKILL)
+    assert not out.exists()
+    parts = sorted(out.with_name("out.parquet.parts").glob("part-*.parquet"))
+    assert len(parts) == min(number - 1, 5)
+    report = augment(arguments(shop, out), progress=False)
+    assert out.read_bytes() == augmented[1].read_bytes()
+    assert {k: v for k, v in report.items() if k != "seconds"} == {
+        k: v for k, v in augmented[0].items() if k != "seconds"
+    }
+
+
+def test_done_work_is_not_done_again_and_other_work_is_refused(shop, tmp_path, monkeypatch):
+    out = tmp_path / "out.parquet"
+    first = augment(arguments(shop, out, limit=3, variants=1), progress=False)
+    monkeypatch.setattr(pipeline, "expand_product", None)  # nothing may be expanded
+    assert augment(arguments(shop, out, limit=3, variants=1), progress=False) == first
+    with pytest.raises(ValueError, match=r"was begun with variants=1, now 2; give the same again, another output, or"):
+        augment(arguments(shop, out, limit=3, variants=2), progress=False)
+    monkeypatch.undo()
+    again = augment(arguments(shop, out, limit=3, variants=2, overwrite=True), progress=False)
+    assert sum(found["rows"] for found in again["made"].values()) == 6
+    out.with_name("out.parquet.report.json").unlink()
+    with pytest.raises(ValueError, match="is there and no report says what it was made from; give --overwrite true"):
+        augment(arguments(shop, out, limit=3), progress=False)
+
+
+def test_columns_that_are_there_are_replaced(augmented, tmp_path):
+    report = augment(arguments(augmented[1], tmp_path / "again.parquet", limit=4, variants=1), progress=False)
+    table = pq.read_table(tmp_path / "again.parquet")
+    assert report["replaced_columns"] == sorted(pipeline.ADDED)
+    assert table.column_names == pq.read_table(augmented[1]).column_names
+    assert all(len(images) == 1 for images in table["expanded_images"].to_pylist())
+
+
+def test_models_take_part(shop, tmp_path, qwen, tiny):
+    for part in tiny:
+        part.save_pretrained(tmp_path / "scorer")
+    options = {"enricher": "vlm", "vlm": str(qwen), "core_region": "vlm", "scorer": str(tmp_path / "scorer")}
+    kept = augment(
+        arguments(
+            shop, tmp_path / "kept.parquet", limit=10, score_threshold=-1.0, score_margin=2.0, device="cpu", **options
+        ),
+        progress=False,
+    )
+    assert sum(found["rows"] for found in kept["made"].values()) == 24 and not any(
+        found["rows"] for found in kept["dropped"].values()
+    )
+    assert sum(found["rows"] for found in (kept["title"] | kept["rejected"]).values()) == 10
+    assert -1 < kept["mean_score"]["originals"] < 1 and -1 < kept["mean_score"]["variants"] < 1
+    none = augment(
+        arguments(shop, tmp_path / "none.parquet", limit=10, score_threshold=1.1, device="cpu", **options),
+        progress=False,
+    )
+    untitled = 3  # row 4 has no title to hold its variants against
+    assert none["dropped"]["under the threshold"]["rows"] == 24 - untitled
+    assert [len(images) for images in pq.read_table(tmp_path / "none.parquet")["expanded_images"].to_pylist()] == [
+        3 if number == 4 else 0 for number in range(10)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"enricher": "gpt"}, "enricher='gpt'; give one of template, vlm, none"),
+        ({"enricher": "vlm"}, "give the model with --vlm ID"),
+        ({"kinds": ["light", "fog"]}, "give one or more of background, framing, viewpoint, light, detail"),
+        ({"editor": "photoshop"}, "give none or diffusers:ID"),
+        ({"batch_rows": 0}, "batch_rows=0; give 1 or more"),
+        ({"input": "shop/products-test.parquet"}, "'test' in its name says that products are judged on it"),
+        ({"input": "validation_products.parquet"}, "give the training split, or --allow_held_out true"),
+    ],
+)
+def test_wrong_arguments_fail_at_once(change, message):
+    with pytest.raises(ValueError, match=message):
+        AugmentArguments(**{"input": "a.parquet", "output": "b.parquet"} | change)
+    if "input" in change:
+        AugmentArguments(output="b.parquet", allow_held_out=True, **change)
+
+
+def test_wrong_files_are_named(shop, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.parquet: no such file"):
+        augment(arguments(tmp_path / "nothing.parquet", tmp_path / "out.parquet"))
+    with pytest.raises(ValueError, match="give a Parquet file other than the input"):
+        augment(arguments(shop, shop))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ValueError, match="broken.parquet: cannot be read as Parquet"):
+        augment(arguments(tmp_path / "broken.parquet", tmp_path / "out.parquet"))
+    pq.write_table(pa.table({"name": ["mug"]}), tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="other.parquet: no column product_id"):
+        augment(arguments(tmp_path / "other.parquet", tmp_path / "out.parquet"))
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_the_command_takes_two_names(shop, tmp_path, capsys):
+    main([str(shop), str(tmp_path / "out.parquet"), "--limit", "2", "--workers", "1", "--variants", "2"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 products: ") and "4 variants made" in printed
+    assert json.loads((tmp_path / "out.parquet.report.json").read_text())["made_from"]["variants"] == 2
