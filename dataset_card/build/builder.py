@@ -197,7 +197,7 @@ def build_dataset(arguments: BuildArguments, progress: bool = True) -> dict[str,
             dropped[name] = {"rows": len(rows), "examples": examples}
     _, sizes = np.unique(duplicates.group[split_of >= 0], return_counts=True)
     report = {
-        "arguments": _settings(arguments) | {"splits": shares},
+        "arguments": _settings(arguments) | {"splits": shares, "image_root": image_root and image_root.name},
         "catalogue": {"mapping": source.explain()} | counts.as_json(),
         "duplicates": dropped,
         "over_category_limit": int(limited.sum()),

@@ -61,7 +61,9 @@ def test_help_imports_nothing_heavy():
     assert done.stderr.strip() == "set()"
 
 
-@pytest.mark.parametrize(("typed", "hint"), [("trian", "did you mean `train`?"), ("zzz", "choose from convert, ")])
+@pytest.mark.parametrize(
+    ("typed", "hint"), [("trian", "did you mean `train`?"), ("zzz", "choose from build-dataset, ")]
+)
 def test_unknown_verb_names_the_way_out(typed, hint, capsys):
     assert cli.main([typed]) == 2
     captured = capsys.readouterr()
