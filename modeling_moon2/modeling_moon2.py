@@ -30,19 +30,16 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLVisionAttention,
     Qwen3VLVisionModel,
     Qwen3VLVisionPatchEmbed,
+    apply_rotary_pos_emb,
     apply_rotary_pos_emb_vision,
     eager_attention_forward,
 )
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
-from transformers.vision_utils import (
-    get_vision_attention_seqlens,
-    get_vision_interpolation_indices_and_weights,
-    get_vision_position_ids,
-)
 
 from .configuration_moon2 import GUIDED_FIELDS, Moon2Config, Moon2TextConfig, Moon2VisionConfig
+from .layout_moon2 import image_parts, multimodal_position_ids, pad_packed, sequence_packing, vision_layout
 
 INITIAL_TEMPERATURE = 0.07
 MINIMAL_TEMPERATURE = 0.01
@@ -94,8 +91,7 @@ class Moon2ViewsOutput(ModelOutput):
     routing: [`Moon2Routing`], None for a dense model.
     alignment_logits (layers, Z, M): W* of every mixture layer, None for a dense model.
     temperatures (2,): ε (inter-product) and ε̃ (intra-product).
-    expert_choices: on request, for the pass over images and text and the pass over text, (layers, B, L, Z) bool: the
-        experts that the gate chose.
+    expert_choices: on request, (layers, 1, T, Z) bool: the experts that the gate chose for each of the packed tokens.
     """
 
     text_embeddings: torch.FloatTensor | None = None
@@ -106,7 +102,7 @@ class Moon2ViewsOutput(ModelOutput):
     routing: Moon2Routing | None = None
     alignment_logits: torch.FloatTensor | None = None
     temperatures: torch.FloatTensor | None = None
-    expert_choices: tuple[torch.BoolTensor, torch.BoolTensor] | None = None
+    expert_choices: torch.BoolTensor | None = None
 
 
 def mean_pool(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -117,56 +113,22 @@ def mean_pool(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def routing_sums(
-    router_logits: tuple[torch.Tensor, ...], expert_weights: tuple[torch.Tensor, ...], mask: torch.Tensor
+    router_logits: torch.Tensor, expert_weights: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sum routing over the tokens of one view that the gate routed; those of guided fields have no G̃ and are left out.
 
     Args:
-        router_logits, expert_weights: per mixture layer (B, L, Z), of one forward.
+        router_logits, expert_weights (layers, B, L, Z): of the mixture layers, of one forward.
         mask (B, L): true on the tokens of the view.
 
     Returns:
         gate_sums, prob_sums, expert_counts, each (layers, B, Z), and token_counts (B,): one view of [`Moon2Routing`].
     """
-    gates = torch.stack(expert_weights)  # (layers, B, L, Z)
-    routed = mask & (gates[0] != 0).any(-1)  # (B, L)
+    routed = mask & (expert_weights[0] != 0).any(-1)  # (B, L)
     mask = routed.to(torch.float32).unsqueeze(-1)  # (B, L, 1)
-    probs = torch.stack(router_logits).softmax(-1)  # (layers, B, L, Z)
-    sums = ((x * mask).sum(2) for x in (gates, probs, (gates.detach() != 0).float()))
+    probs = router_logits.softmax(-1)  # (layers, B, L, Z)
+    sums = ((x * mask).sum(2) for x in (expert_weights, probs, (expert_weights.detach() != 0).float()))
     return *sums, mask.sum((1, 2))
-
-
-def multimodal_position_ids(
-    attention_mask: torch.Tensor, image_tokens: torch.Tensor, image_grid_thw: torch.Tensor | None, merge_size: int
-) -> torch.Tensor:
-    """Qwen3-VL's three-dimensional positions for a batch, without a loop over rows and without a host sync.
-
-    Text counts up by one; the tokens of an image share one temporal position and count rows and columns from there;
-    what follows an image goes on after the longer of its two sides. Images are separated by at least one other token.
-
-    Args:
-        attention_mask (B, L): 1 for real tokens, on any side.
-        image_tokens (B, L): true on the placeholders of image features.
-        image_grid_thw (num_images, 3): patch grids, in reading order over the batch.
-        merge_size: patches along one side of a visual token.
-
-    Returns:
-        (3, B, L) int64 positions; padding has position 0.
-    """
-    mask = attention_mask.long()
-    if image_grid_thw is None:
-        return ((mask.cumsum(-1) - 1) * mask).expand(3, -1, -1)
-    first = image_tokens & ~F.pad(image_tokens, (1, 0))[:, :-1]  # (B, L) first token of each image
-    image = (first.flatten().cumsum(0) - 1).clamp(min=0).view_as(first)  # (B, L) index of the last image begun
-    height, width = (image_grid_thw[:, 1:] // merge_size)[image].unbind(-1)  # (B, L) each
-    side = torch.maximum(height, width)
-    advance = torch.where(image_tokens, first * side, mask)
-    start = advance.cumsum(-1) - advance - torch.where(image_tokens & ~first, side, 0)  # (B, L)
-    column = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    within = column - torch.where(first, column, 0).cummax(-1).values  # (B, L) index inside the image
-    rows, columns = within // width, within % width
-    offsets = torch.stack([torch.zeros_like(rows), rows, columns])  # (3, B, L)
-    return (start + torch.where(image_tokens, offsets, 0)) * mask
 
 
 @use_experts_implementation
@@ -284,12 +246,55 @@ class Moon2SparseMoeBlock(nn.Module):
         return output.view_as(hidden_states), *routing
 
 
+class Moon2TextAttention(Qwen3VLTextAttention):
+    """Qwen3-VL's attention, also over packed sequences: then all but the attention itself is done without padding."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | list | None = None,
+        packing: dict | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend in hidden_states (B, L, D), or in (1, T, D) with the layout of [`sequence_packing`]; `attention_mask`
+        is then a list, for the sequences and for the texts.
+        """
+        if packing is None:
+            return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
+        if is_flash_attention_requested(self.config):
+            bounds = {f"cu_seq_lens_{side}": packing["cu_seqlens"] for side in "qk"}
+            bounds |= {f"max_length_{side}": packing["max_seqlen"] for side in "qk"}
+            return super().forward(hidden_states, position_embeddings, None, **bounds, **kwargs)
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_norm(self.q_proj(hidden_states).view(shape)).transpose(1, 2)  # (1, H, T, d)
+        key = self.k_norm(self.k_proj(hidden_states).view(shape)).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape)
+        query, key = (s.transpose(1, 2) for s in apply_rotary_pos_emb(query, key, *position_embeddings))
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        counts = [len(slots) for slots in packing["slots"]]
+        rows = (len(packing["cu_seqlens"]) - 1) // len(counts)
+        outputs = []
+        for slots, length, mask, *states in zip(
+            packing["slots"],
+            packing["lengths"],
+            attention_mask,
+            *(s.squeeze(0).split(counts) for s in (query, key, value)),
+            strict=True,
+        ):
+            states = (pad_packed(s, slots, length, rows).transpose(1, 2) for s in states)  # (rows, H, length, d)
+            dropout = self.attention_dropout if self.training else 0.0
+            output, _ = attend(self, *states, mask, dropout=dropout, scaling=self.scaling, **kwargs)
+            outputs.append(output.flatten(2).flatten(0, 1)[slots])
+        return self.o_proj(torch.cat(outputs).unsqueeze(0)), None
+
+
 class Moon2DecoderLayer(GradientCheckpointingLayer):
     """Qwen3-VL's layer; returns the routing beside the hidden states so that its gradient survives checkpointing."""
 
     def __init__(self, config: Moon2TextConfig, layer_idx: int):
         super().__init__()
-        self.self_attn = Qwen3VLTextAttention(config=config, layer_idx=layer_idx)
+        self.self_attn = Moon2TextAttention(config=config, layer_idx=layer_idx)
         self.mlp = Moon2SparseMoeBlock(config) if config.is_moe_layer(layer_idx) else Qwen3VLTextMLP(config)
         self.input_layernorm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -332,7 +337,7 @@ class Moon2PreTrainedModel(Qwen3VLPreTrainedModel):
     _no_split_modules = ["Moon2DecoderLayer", "Qwen3VLVisionBlock"]
     _can_record_outputs = {
         "hidden_states": Moon2DecoderLayer,
-        "attentions": Qwen3VLTextAttention,
+        "attentions": Moon2TextAttention,
         "router_logits": OutputRecorder(Moon2DecoderLayer, index=1),
     }
 
@@ -387,39 +392,6 @@ class Moon2VisionAttention(Qwen3VLVisionAttention):
             parts = [attend_images(query[index], key[index], value[index]).flatten(0, 1) for index in buckets]
             output = output.index_copy(0, torch.cat([index.flatten() for index in buckets]), torch.cat(parts))
         return self.proj(output)
-
-
-def vision_layout(
-    config: Moon2VisionConfig, grid_thw: torch.Tensor
-) -> dict[str, torch.Tensor | int | list[torch.Tensor] | None]:
-    """What the vision tower derives from the images' grids (num_images, 3) alone.
-
-    Its shapes depend on data. Made ahead of time on the host it spares a GPU several waits, and leaves a forward that
-    `torch.compile(fullgraph=True)` and `torch.export` can trace.
-    """
-    indices, weights = get_vision_interpolation_indices_and_weights(
-        grid_thw,
-        math.isqrt(config.num_position_embeddings),
-        mode="bilinear",
-        align_corners=True,
-        spatial_merge_size=config.spatial_merge_size,
-    )
-    cu_seqlens, max_seqlen = get_vision_attention_seqlens(grid_thw, config)
-    layout = {
-        "interp_indices": indices,  # (patches, 4)
-        "interp_weights": weights,  # (patches, 4)
-        "position_ids": get_vision_position_ids(grid_thw, config.spatial_merge_size),  # (patches, 2)
-        "cu_seqlens": cu_seqlens,  # (num_images + 1,)
-        "max_seqlen": max_seqlen,
-    }
-    if is_flash_attention_requested(config):
-        return layout
-    counts = grid_thw.prod(-1)
-    sizes = sorted(set(counts.tolist()))
-    starts = counts.cumsum(-1) - counts
-    offsets = torch.arange(max(sizes), device=starts.device)
-    buckets = [starts[counts == size, None] + offsets[:size] for size in sizes]  # per size (images, size)
-    return layout | {"buckets": sizes[0] if len(sizes) == 1 else buckets}
 
 
 class Moon2VisionModel(Qwen3VLVisionModel, Moon2PreTrainedModel):
@@ -477,6 +449,7 @@ class Moon2TextModel(Moon2PreTrainedModel):
         deepstack_visual_embeds: list[torch.FloatTensor] | None = None,
         field_ids: torch.Tensor | None = None,
         expert_choices: torch.Tensor | None = None,
+        packing: dict | None = None,
         **kwargs,
     ) -> Moon2Output:
         """Run the layers.
@@ -488,6 +461,8 @@ class Moon2TextModel(Moon2PreTrainedModel):
             deepstack_visual_embeds: per early layer (B, L, D), added to its output; zero off the image tokens.
             field_ids (B, L): which field of GUIDED_FIELDS a token belongs to, from 1; 0 for all other tokens.
             expert_choices (mixture layers, B, L, Z): the k experts that each token shall visit, chosen before.
+            packing: [`sequence_packing`] of several sequences that stand in one row without padding, L = T and B = 1;
+                their position_ids must be given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -497,14 +472,7 @@ class Moon2TextModel(Moon2PreTrainedModel):
             attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
         if position_ids is None:
             position_ids = multimodal_position_ids(attention_mask, attention_mask == 0, None, 1)
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=None,
-            # to see that a batch has no padding the host would wait for the device in every step
-            allow_is_causal_skip=not self.training,
-        )
+        causal_mask = self._causal_mask(inputs_embeds, attention_mask, packing)
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
 
         hidden_states, routing = inputs_embeds, []  # routing: per mixture layer, what it returns beside the states
@@ -515,6 +483,7 @@ class Moon2TextModel(Moon2PreTrainedModel):
                 choices=None if expert_choices is None else expert_choices[len(routing)],
                 attention_mask=causal_mask,
                 position_embeddings=position_embeddings,
+                packing=packing,
                 **kwargs,
             )
             if self.config.is_moe_layer(i):
@@ -528,6 +497,30 @@ class Moon2TextModel(Moon2PreTrainedModel):
             expert_weights=expert_weights,
             alignment_logits=alignment_logits,
         )
+
+    def _causal_mask(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, packing: dict | None):
+        """The attention's mask; for packed sequences one for each padded shape, of causality alone, since they are
+        padded on the right.
+        """
+        if packing is None:
+            return create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=None,
+                # to see that a batch has no padding the host would wait for the device in every step
+                allow_is_causal_skip=not self.training,
+            )
+        rows = (len(packing["cu_seqlens"]) - 1) // len(packing["lengths"])
+        return [
+            create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds.new_empty(rows, length, 1),
+                attention_mask=None,
+                past_key_values=None,
+            )
+            for length in packing["lengths"]
+        ]
 
 
 class Moon2Model(Moon2PreTrainedModel):
@@ -579,7 +572,7 @@ class Moon2Model(Moon2PreTrainedModel):
         mm_token_type_ids: torch.IntTensor | None = None,
         field_ids: torch.Tensor | None = None,
         image_layout: dict | None = None,
-        expert_choices: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
+        expert_choices: torch.Tensor | None = None,
         return_views: bool = False,
         **kwargs,
     ) -> Moon2Output | Moon2ViewsOutput:
@@ -596,7 +589,8 @@ class Moon2Model(Moon2PreTrainedModel):
             field_ids (B, L): tokens of the fields in GUIDED_FIELDS, counted from 1, and 0 for all others. Without
                 them, as for queries, every token is routed by the gate.
             image_layout: `model.visual.layout(image_grid_thw)`, if it was made ahead of time.
-            expert_choices (mixture layers, B, L, Z): the k experts that each token shall visit, chosen before.
+            expert_choices (mixture layers, B, L, Z): the k experts that each token shall visit, chosen before; with
+                `return_views` as they came out.
             return_views: return [`~Moon2Model.encode_views`]'s output; the way in for wrappers such as DDP.
         """
         if return_views:
@@ -641,6 +635,35 @@ class Moon2Model(Moon2PreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        inputs_embeds, attention_mask, position_ids, deepstack_visual_embeds = self._inputs(
+            input_ids, attention_mask, pixel_values, image_grid_thw, position_ids, inputs_embeds, image_layout
+        )
+        output = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            deepstack_visual_embeds=deepstack_visual_embeds,
+            field_ids=field_ids,
+            expert_choices=expert_choices,
+            return_dict=True,
+            **kwargs,
+        )
+        output.embeddings = mean_pool(output.last_hidden_state, attention_mask)
+        return output
+
+    def _inputs(
+        self,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+        pixel_values: torch.FloatTensor | None,
+        image_grid_thw: torch.LongTensor | None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        image_layout: dict | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor] | None]:
+        """What the language model reads: embeddings (B, L, D) with the images in them, mask (B, L), positions
+        (3, B, L), and the features for its early layers.
+        """
         embed = self.get_input_embeddings()
         if inputs_embeds is None:
             inputs_embeds = embed(input_ids)
@@ -671,18 +694,7 @@ class Moon2Model(Moon2PreTrainedModel):
             position_ids = multimodal_position_ids(
                 attention_mask, image_tokens, image_grid_thw, self.config.vision_config.spatial_merge_size
             )
-        output = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            deepstack_visual_embeds=deepstack_visual_embeds,
-            field_ids=field_ids,
-            expert_choices=expert_choices,
-            return_dict=True,
-            **kwargs,
-        )
-        output.embeddings = mean_pool(output.last_hidden_state, attention_mask)
-        return output
+        return inputs_embeds, attention_mask, position_ids, deepstack_visual_embeds
 
     def _no_image(self) -> torch.Tensor:
         """0, from an empty image: so a batch of texts visits the vision tower too. Processes that train together must
@@ -709,83 +721,85 @@ class Moon2Model(Moon2PreTrainedModel):
         mm_token_type_ids: torch.IntTensor | None = None,
         field_ids: torch.Tensor | None = None,
         image_layout: dict | None = None,
-        expert_choices: tuple[torch.Tensor, torch.Tensor] | None = None,
+        packing: dict | None = None,
+        expert_choices: torch.Tensor | None = None,
         return_expert_choices: bool = False,
-        max_text_length: int | None = None,
         **kwargs,
     ) -> Moon2ViewsOutput:
         """Embed the text view, the image view and the multimodal view of every item.
 
-        Attention is causal and images stand first, so the image-only sequence is a prefix of the multimodal one: one
-        pass over [images][text] gives r^i and r^mm, a short pass over [text] gives r^t, and the vision tower sees
-        every image once. Values and gradients are those of three separate forwards. A token of the shared prefix
-        belongs to two views and is counted in both routing statistics.
+        Attention is causal and images stand first, so the image-only sequence is a prefix of the multimodal one: the
+        sequence [images][text] gives r^i and r^mm, the sequence [text] gives r^t, and the vision tower sees every
+        image once. Both sequences of all items go through the layers together, packed, so that nothing is spent on
+        padding. Values and gradients are those of three separate forwards. A token of the shared prefix belongs to
+        two views and is counted in both routing statistics.
 
         Args:
             input_ids, attention_mask, pixel_values, image_grid_thw, field_ids, image_layout: as in `forward`; images
                 before text in each row.
+            packing: [`sequence_packing`] of input_ids. Given by the collator it saves the GPU several host syncs.
             expert_choices: those of an earlier output, to send every token to the same experts again.
             return_expert_choices: put them into the output.
-            max_text_length: number of text tokens of the longest text. Given by the collator it saves the GPU one
-                host sync; otherwise it is read from the batch.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        real = attention_mask.bool()
-        image_ends = (input_ids == self.config.vision_end_token_id) & real
-        image_part = image_ends.flip(-1).cumsum(-1).flip(-1).bool() & real  # (B, L) up to the last <|vision_end|>
-        text_part = real & ~image_part
-        has_text, has_image = text_part.any(-1), image_part.any(-1)
-        both = (has_text & has_image).unsqueeze(-1)
+        if packing is None:
+            packing = sequence_packing(input_ids, attention_mask, self.config.vision_end_token_id)
+        rows, tokens = len(input_ids), packing["tokens"]
+        counts = [len(slots) for slots in packing["slots"]]
 
-        joint_choices, text_choices = (None, None) if expert_choices is None else expert_choices
-        joint = self._embed(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            image_grid_thw,
-            field_ids=field_ids,
-            image_layout=image_layout,
-            expert_choices=joint_choices,
+        inputs_embeds, _, position_ids, deepstack_visual_embeds = self._inputs(
+            input_ids, attention_mask, pixel_values, image_grid_thw, image_layout=image_layout
+        )
+
+        def packed(states: torch.Tensor) -> torch.Tensor:
+            return states.flatten(0, 1)[tokens].unsqueeze(0)  # (1, T, …)
+
+        sequence_positions = position_ids.flatten(1)[:, tokens[: counts[0]]]  # (3, T of the sequences)
+        text_positions = packing["columns"][counts[0] :].expand(3, -1)
+        output = self.language_model(
+            inputs_embeds=packed(inputs_embeds),
+            position_ids=torch.cat([sequence_positions, text_positions], dim=1).unsqueeze(1),
+            deepstack_visual_embeds=deepstack_visual_embeds and [packed(e) for e in deepstack_visual_embeds],
+            field_ids=None if field_ids is None else packed(field_ids),
+            expert_choices=expert_choices,
+            packing=packing,
+            return_dict=True,
             **kwargs,
         )
-        text_fields = field_ids
-        if pixel_values is None:
-            text, text_tokens = joint, text_part
-            if self.training:  # in step with processes that have images, and so a second pass
-                no_text = self.language_model(input_ids=input_ids[:1, :1], return_dict=True).last_hidden_state.sum()
-                joint.embeddings = joint.embeddings + 0 * no_text.float()
-        else:
-            if max_text_length is None:
-                max_text_length = int(text_part.sum(-1).max())
-            order = (~text_part).long().argsort(dim=-1, stable=True)[:, : max(max_text_length, 1)]  # (B, T) text first
-            text_tokens = text_part.gather(1, order)
-            if field_ids is not None:
-                text_fields = field_ids.gather(1, order)
-            text = self.language_model(
-                input_ids=input_ids.gather(1, order),
-                # a row without text attends to its first token, which pooling and routing leave out
-                attention_mask=F.pad(text_tokens[:, 1:], (1, 0), value=True).long(),
-                field_ids=text_fields,
-                expert_choices=text_choices,
-                return_dict=True,
-                **kwargs,
-            )
+
+        def padded(states: torch.Tensor) -> list[torch.Tensor]:
+            """States (T, …) of the sequences (B, length, …) and of the texts (B, length, …)."""
+            parts = zip(states.split(counts), packing["slots"], packing["lengths"], strict=True)
+            both = [pad_packed(part, slots, length, rows) for part, slots, length in parts]
+            return [both[0], both[-1]]  # without any image the sequences are the texts
+
+        real = attention_mask.bool()
+        in_images = image_parts(input_ids, real, self.config.vision_end_token_id)
+        has_text, has_image = (real & ~in_images).any(-1), in_images.any(-1)
+        image_part, _ = padded(in_images.flatten()[tokens])
+        sequence_part, text_part = padded(torch.ones_like(tokens, dtype=torch.bool))
+        sequences, texts = padded(output.last_hidden_state.squeeze(0))
         routing = alignment_logits = choices = None
-        if joint.router_logits is not None:
+        if output.router_logits is not None:
+            logits, gates = (
+                [states.permute(2, 0, 1, 3) for states in padded(torch.cat(of_layers).movedim(0, 1))]
+                for of_layers in (output.router_logits, output.expert_weights)
+            )  # each (layers, B, length, Z), of sequences and of texts
+            both = (has_text & has_image).unsqueeze(-1)
             views = (
-                routing_sums(text.router_logits, text.expert_weights, text_tokens),
-                routing_sums(joint.router_logits, joint.expert_weights, image_part),
-                routing_sums(joint.router_logits, joint.expert_weights, real & both),
+                routing_sums(logits[1], gates[1], text_part),
+                routing_sums(logits[0], gates[0], image_part),
+                routing_sums(logits[0], gates[0], sequence_part & both),
             )
             routing = Moon2Routing(*(torch.stack(sums) for sums in zip(*views, strict=True)))
-            alignment_logits = torch.stack(joint.alignment_logits)
+            alignment_logits = torch.stack(output.alignment_logits)
             if return_expert_choices:
-                choices = tuple(torch.stack(output.expert_weights) != 0 for output in (joint, text))
+                choices = torch.stack(output.expert_weights) != 0
         return Moon2ViewsOutput(
-            text_embeddings=mean_pool(text.last_hidden_state, text_tokens),
-            image_embeddings=mean_pool(joint.last_hidden_state, image_part),
-            multimodal_embeddings=joint.embeddings,
+            text_embeddings=mean_pool(texts, text_part & has_text.unsqueeze(-1)),
+            image_embeddings=mean_pool(sequences, image_part),
+            multimodal_embeddings=mean_pool(sequences, sequence_part),
             has_text=has_text,
             has_image=has_image,
             routing=routing,
@@ -803,7 +817,5 @@ __all__ = [
     "Moon2TextModel",
     "Moon2ViewsOutput",
     "Moon2VisionModel",
-    "multimodal_position_ids",
     "routing_sums",
-    "vision_layout",
 ]

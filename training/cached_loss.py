@@ -79,7 +79,7 @@ class ChunkReader:
 class _Chunk(NamedTuple):
     rows: Tensor  # (r,) where its rows stand in the batch
     random_state: RandomState
-    expert_choices: tuple[Tensor, Tensor] | None
+    expert_choices: Tensor | None
 
 
 def cached_backward(

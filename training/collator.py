@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from modeling_moon2 import Moon2Processor, Moon2VisionConfig
-from modeling_moon2.modeling_moon2 import vision_layout
+from modeling_moon2.layout_moon2 import sequence_packing, vision_layout
 
 from .triplets import Item, Triplet
 
@@ -20,7 +21,7 @@ class Moon2Collator:
         vision_config: of the model; with it `image_layout` is made here, on the host, and the model need not wait.
 
     Returns (of a call):
-        What the processor returns for all rows; `max_text_length`, host-side; `image_layout`; and the keys of
+        What the processor returns for all rows; `image_layout` and `packing`, made on the host; and the keys of
         [`DualLevelAlignmentLoss`]: `product_keys` and `title_keys` (B or 2B,) of [p, (n)], and `positive_keys` (B, P),
         every product known to be right for each query, padded with 0, and `made_photos` (B,) bool, where the query's
         photo was made from p. `unreadable`, if there are any, names the pictures that were left out.
@@ -30,7 +31,7 @@ class Moon2Collator:
         self.processor = processor
         self.vision_config = vision_config
 
-    def __call__(self, triplets: Sequence[Triplet]) -> dict[str, torch.Tensor | int]:
+    def __call__(self, triplets: Sequence[Triplet]) -> dict[str, Any]:
         roles: list[list[Item]] = [[t.query for t in triplets], [t.positive for t in triplets]]
         if triplets[0].negative is not None:
             roles.append([t.negative for t in triplets])
@@ -38,18 +39,15 @@ class Moon2Collator:
         items = [item for role in roles[1:] for item in role]
         width = max(len(t.positive_keys) for t in triplets)
         batch = self.processor(text=[row.text for row in rows], images=[row.images for row in rows])
-        tokens = batch["attention_mask"].sum(-1)  # (rows,)
-        if "image_grid_thw" in batch:
-            image_ends = (batch["input_ids"] == self.processor.vision_end_token_id).long()
-            image_part = image_ends.flip(-1).cumsum(-1).clamp(max=1).sum(-1)  # (rows,) tokens up to the last image
-            tokens = tokens - image_part
-            if self.vision_config is not None:
-                batch["image_layout"] = vision_layout(self.vision_config, batch["image_grid_thw"])
+        if "image_grid_thw" in batch and self.vision_config is not None:
+            batch["image_layout"] = vision_layout(self.vision_config, batch["image_grid_thw"])
         unreadable = [name for triplet in triplets for name in triplet.unreadable]
         return {
             **batch,
             **({"unreadable": unreadable} if unreadable else {}),
-            "max_text_length": int(tokens.max()),
+            "packing": sequence_packing(
+                batch["input_ids"], batch["attention_mask"], self.processor.vision_end_token_id
+            ),
             "product_keys": torch.tensor([item.product_key for item in items]),
             "title_keys": torch.tensor([item.title_key for item in items]),
             "positive_keys": torch.tensor(

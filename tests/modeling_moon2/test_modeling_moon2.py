@@ -9,7 +9,8 @@ from transformers import AutoModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from modeling_moon2 import Moon2Config, Moon2Model
-from modeling_moon2.modeling_moon2 import mean_pool, multimodal_position_ids, routing_sums
+from modeling_moon2.layout_moon2 import multimodal_position_ids
+from modeling_moon2.modeling_moon2 import mean_pool, routing_sums
 from moon2_training.losses import DualLevelAlignmentLoss
 from moon2_training.mini import build_mini
 
@@ -113,7 +114,8 @@ def test_encode_views_equals_three_separate_forwards(tiny, complete_items, exper
         inputs = processor(text=text, images=image)
         output = separate(**inputs)
         outputs.append(output.embeddings)
-        sums.append(routing_sums(output.router_logits, output.expert_weights, inputs["attention_mask"]))
+        layers = (torch.stack(of_layers) for of_layers in (output.router_logits, output.expert_weights))
+        sums.append(routing_sums(*layers, inputs["attention_mask"]))
     routing = type(views.routing)(*(torch.stack(s) for s in zip(*sums, strict=True)))
     alignment_logits = torch.stack([layer.mlp.dual_alignment.weight for layer in separate.language_model.layers])
     expected_loss, expected_dual = loss_of(separate, outputs, routing, alignment_logits, separate.temperature())

@@ -16,7 +16,7 @@ def test_rows_are_queries_then_positives_then_negatives(shop, tiny):
     batch = Moon2Collator(processor)(triplets)
     items = [t.query for t in triplets] + [t.positive for t in triplets] + [t.negative for t in triplets]
     assert batch["input_ids"].shape[0] == 15
-    keys = ("max_text_length", *KEYS)
+    keys = ("packing", *KEYS)
     inputs = {name: value for name, value in batch.items() if name not in keys}
     with torch.no_grad():
         together = model(**inputs).embeddings
@@ -42,15 +42,18 @@ def test_keys_name_every_item_and_every_right_product(shop, tiny_processor):
 
 
 @pytest.mark.parametrize("rows", [(0, 2, 10), (4,), (3, 4)])
-def test_max_text_length_is_the_longest_text(shop, tiny, rows):
+def test_packing_holds_every_token_and_no_padding(shop, tiny, rows):
     model, processor = tiny
     batch = Moon2Collator(processor)([TripletDataset(shop)[i] for i in rows])
     inputs = {name: value for name, value in batch.items() if name not in KEYS}
-    length = inputs.pop("max_text_length")
+    packing = inputs.pop("packing")
     with torch.no_grad():
-        given, found = model.encode_views(**inputs, max_text_length=length), model.encode_views(**inputs)
+        given, found = model.encode_views(**inputs, packing=packing), model.encode_views(**inputs)
     assert torch.equal(given.text_embeddings, found.text_embeddings)
-    assert length == found.routing.token_counts[0].max()
+    of_texts = found.routing.token_counts[0]
+    sequences = int(batch["attention_mask"].sum())
+    counts = [sequences, int(of_texts.sum())] if "pixel_values" in batch else [sequences]
+    assert [len(slots) for slots in packing["slots"]] == counts and packing["lengths"][-1] == max(of_texts)
 
 
 def test_it_travels_to_a_worker(tiny_processor, shop):
