@@ -18,6 +18,18 @@ import torch
 from datasets import Dataset, Features
 from huggingface_hub import constants
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipProcessor,
+)
 
 from moon2_dataset import (
     OPTIONAL_PRODUCT_FEATURES,
@@ -74,6 +86,45 @@ def tiny_model(tiny):
 @pytest.fixture(scope="session")
 def tiny_processor(tiny):
     return tiny[1]
+
+
+WORDS = ["<pad>", "<unk>", "<s>", "</s>", "red", "navy", "blue", "mug", "shoes", "handbag", "lumo"]
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", bos_token="<s>",
+                                   eos_token="</s>", model_max_length=12)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """Of eleven words, for models of other makes; reads twelve tokens."""
+    return word_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_dual_encoder():
+    """Makes (model, processor) of a "clip" or a "siglip": random weights, evaluation mode, twelve tokens of text."""
+
+    def make(kind: str):
+        torch.manual_seed(0)
+        text = SHAPE | {"vocab_size": len(WORDS), "max_position_embeddings": 12}
+        vision = SHAPE | {"image_size": 32, "patch_size": 8}
+        size = {"height": 32, "width": 32}
+        if kind == "clip":
+            text |= {"eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
+            model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+            return model.eval(), CLIPProcessor(CLIPImageProcessorPil(size=size, crop_size=size), word_tokenizer())
+        model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 32}, vision_config=vision))
+        return model.eval(), SiglipProcessor(SiglipImageProcessorPil(size=size), word_tokenizer())
+
+    return make
 
 
 @pytest.fixture(scope="session")

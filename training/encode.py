@@ -184,7 +184,7 @@ class Encoder:
         window = self.batch_size * BATCHES_PER_WINDOW
         for start in range(0, len(items), window):
             rows = range(start, min(start + window, len(items)))
-            lengths = np.array([self._estimated_length(*_take(items, row, view)) for row in rows])
+            lengths = np.array([self._estimated_length(*take_view(items[row], row, view)) for row in rows])
             longest_first = start + np.argsort(-lengths, kind="stable")
             for first in range(0, len(rows), self.batch_size):
                 batch = longest_first[first : first + self.batch_size]
@@ -204,7 +204,7 @@ class Encoder:
         return length
 
     def _inputs(self, items: Sequence[dict[str, Any]], rows: list[int], view: str) -> BatchFeature:
-        texts, images = zip(*(_take(items, row, view) for row in rows), strict=True)
+        texts, images = zip(*(take_view(items[row], row, view) for row in rows), strict=True)
         budget = self.processor.image_processor.size["longest_edge"]
         images = [[_decode(image, budget) for image in of_item] for of_item in images]
         try:
@@ -214,7 +214,7 @@ class Encoder:
                 try:
                     self.processor(text=[text], images=[of_item], return_tensors="pt")
                 except ValueError as error:
-                    raise ValueError(f"{_name(items[row], row)}{str(error).removeprefix('item 0')}") from error
+                    raise ValueError(f"{item_name(items[row], row)}{str(error).removeprefix('item 0')}") from error
             raise
 
 
@@ -244,24 +244,28 @@ def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTraine
     return model.eval(), processor
 
 
-def _name(item: dict[str, Any], row: int) -> str:
+def item_name(item: dict[str, Any], row: int) -> str:
+    """What messages call an item."""
     return item.get("name", f"item {row}")
 
 
-def _take(items: Sequence[dict[str, Any]], row: int, view: str) -> tuple[str | Mapping | None, list]:
-    """Text and images of one item as far as the view holds them."""
-    item = items[row]
+def take_view(item: dict[str, Any], row: int, view: str) -> tuple[str | Mapping | None, list]:
+    """Text and images of one item as far as the view holds them.
+
+    Raises:
+        ValueError: the item lacks the view; the message names the item.
+    """
     text, images = item["text"], item["images"]
     try:
         has_text, has_image = bool(text_parts(text)), bool(images)
     except ValueError as error:
-        raise ValueError(f"{_name(item, row)}: {error}") from error
+        raise ValueError(f"{item_name(item, row)}: {error}") from error
     if view == "text" and not has_text:
-        raise ValueError(f"{_name(item, row)} has no text, which the text view needs; leave it out")
+        raise ValueError(f"{item_name(item, row)} has no text, which the text view needs; leave it out")
     if view == "image" and not has_image:
-        raise ValueError(f"{_name(item, row)} has no image, which the image view needs; leave it out")
+        raise ValueError(f"{item_name(item, row)} has no image, which the image view needs; leave it out")
     if not (has_text or has_image):
-        raise ValueError(f"{_name(item, row)} has neither text nor image; give at least one")
+        raise ValueError(f"{item_name(item, row)} has neither text nor image; give at least one")
     return (None if view == "image" else text), ([] if view == "text" else images)
 
 

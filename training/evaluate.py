@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from datasets import Dataset, Value
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import TrlParser
 
-from moon2_dataset import QUERY_FEATURES, join, load_product_queries
+from moon2_dataset import QUERY_FEATURES, ProductQueries, join, load_product_queries
 
 from .classification import TaskSet, attribute_tasks, category_tasks, evaluate_task
 from .encode import Encoder, ProductItems, QueryItems, Views, load_encoder
+from .peer_encoders import PeerEncoder
 from .retrieval import DIRECTIONS, Relevance, evaluate_retrieval
 
 COLUMNS = ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
@@ -52,6 +54,50 @@ class EvaluateArguments:
             self.slice_by = [self.slice_by]
 
 
+class AnyEncoder(Protocol):
+    """What `evaluate_encoder` asks of an encoder; see `Encoder` and `peer_encoders`."""
+
+    def encode(self, items: Sequence[dict[str, Any]], view: str, progress: bool) -> np.ndarray:
+        """(N, D) float32, normalised."""
+
+    def encode_views(self, items: Sequence[dict[str, Any]], progress: bool) -> Views:
+        """All views of N items."""
+
+
+class Benchmark(NamedTuple):
+    """A catalogue and its queries, and what is asked of an encoder: the same for every one that is judged by it.
+
+    Args:
+        data: both tables, joined.
+        rows: the first row (Q,) of every query.
+        relevance: right products of every query.
+        slices: by column, labels (Q,) of the queries.
+        categories: one task for each category level.
+        attributes: one task for each attribute.
+    """
+
+    data: ProductQueries
+    rows: list[int]
+    relevance: Relevance
+    slices: dict[str, np.ndarray]
+    categories: TaskSet
+    attributes: TaskSet
+
+    @classmethod
+    def of(cls, products: Dataset, queries: Dataset, slice_by: Sequence[str] | None = None) -> Benchmark:
+        """Read two tables; args and errors as in `evaluate`."""
+        data = join(products, queries)
+        rows, relevance = Relevance.from_queries(data)
+        return cls(
+            data,
+            rows,
+            relevance,
+            query_slices(data.queries, rows, slice_by),
+            category_tasks(list(data.products["category_path"])),
+            attribute_tasks(list(data.products["attributes"])),
+        )
+
+
 def evaluate(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -77,24 +123,60 @@ def evaluate(
             is None and there is such a column.
 
     Returns:
-        JSON-ready: `retrieval` (see `evaluate_retrieval`; slices stand in each direction), `mean_recall@10` over the
-        five directions (None if one could not be scored), `classification` and `attributes`, each with its `tasks`
-        (see `evaluate_task`) and why others were `left_out`, the numbers of items, seconds, items encoded per second,
-        device, dtype and versions.
+        JSON-ready: what `evaluate_encoder` returns, the batch size and the dtype.
 
     Raises:
         ValueError: an item cannot be encoded, the tables do not fit the schema or each other, or a column of
             `slice_by` is not there or not to be sliced by.
     """
-    begin = time.perf_counter()
-    data = join(products, queries)
-    rows, relevance = Relevance.from_queries(data)
-    slices = query_slices(data.queries, rows, slice_by)
-    categories = category_tasks(list(data.products["category_path"]))
-    attributes = attribute_tasks(list(data.products["attributes"]))
-    labels = sorted({label for task in (*categories.tasks, *attributes.tasks) for label in task.labels})
-
+    benchmark = Benchmark.of(products, queries, slice_by)
     encoder = Encoder(model, processor, batch_size)
+    return run_benchmark(encoder, benchmark, model.device, progress) | settings(encoder)
+
+
+def evaluate_encoder(
+    encoder: AnyEncoder,
+    products: Dataset,
+    queries: Dataset,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    slice_by: Sequence[str] | None = None,
+    per_query: bool = False,
+) -> dict:
+    """Score any encoder as `evaluate` scores a model.
+
+    Directions whose views the encoder does not give are skipped and say so.
+
+    Args:
+        encoder: an `Encoder`, a `PeerEncoder` or anything else with their two methods.
+        products, queries, progress, slice_by: as in `evaluate`.
+        device: where the products of embeddings are computed.
+        per_query: also return the scores of the single queries, which `paired_difference` compares.
+
+    Returns:
+        JSON-ready: `retrieval` (see `evaluate_retrieval`; slices stand in each direction), `mean_recall@10` over the
+        five directions (None if one could not be scored), `classification` and `attributes`, each with its `tasks`
+        (see `evaluate_task`) and why others were `left_out`, the numbers of items, seconds, items encoded per second,
+        device and versions. With `per_query` also that: for each scored direction's key {"query_ids": […],
+        "recall@10": […]}.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    return run_benchmark(encoder, Benchmark.of(products, queries, slice_by), device, progress, per_query)
+
+
+def run_benchmark(
+    encoder: AnyEncoder,
+    benchmark: Benchmark,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    per_query: bool = False,
+) -> dict:
+    """Score an encoder on a benchmark that was read before; see `evaluate_encoder`."""
+    begin = time.perf_counter()
+    data, rows, relevance, slices, categories, attributes = benchmark
+    labels = sorted({label for task in (*categories.tasks, *attributes.tasks) for label in task.labels})
     encoding = time.perf_counter()
     candidate_views = encoder.encode_views(ProductItems(data.products), progress)
     query_views = encoder.encode_views(QueryItems(data.queries, rows), progress)
@@ -102,23 +184,36 @@ def evaluate(
     label_embeddings = encoder.encode([{"text": label, "images": []} for label in labels], "text", progress)
     embedding_of = dict(zip(labels, label_embeddings, strict=True))
 
-    retrieval = evaluate_retrieval(query_views, candidate_views, relevance, data.title_key, model.device, slices)
+    retrieval = evaluate_retrieval(
+        query_views, candidate_views, relevance, data.title_key, device, slices, per_query=per_query
+    )
     recalls = [result["recall@10"]["value"] for result in retrieval.values() if result["queries"]]
     num_items = len(candidate_views.text) + len(query_views.text)
-    return {
+    results = {
         "num_products": len(candidate_views.text),
         "num_queries": len(query_views.text),
         "retrieval": retrieval,
         "mean_recall@10": sum(recalls) / len(recalls) if len(recalls) == len(DIRECTIONS) else None,
-        "classification": _evaluate_tasks(categories, candidate_views, embedding_of, model.device),
-        "attributes": _evaluate_tasks(attributes, candidate_views, embedding_of, model.device),
+        "classification": _evaluate_tasks(categories, candidate_views, embedding_of, device),
+        "attributes": _evaluate_tasks(attributes, candidate_views, embedding_of, device),
         "seconds": time.perf_counter() - begin,
         "items_per_second": num_items / encoding,
-        "batch_size": batch_size,
-        "device": model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": torch.device(device).type,
         "versions": {name: version(name) for name in ("moon2", "torch", "transformers")},
     }
+    if per_query:
+        ids = data.queries.select_columns("query_id").select(rows)["query_id"][:]
+        results["per_query"] = {}
+        for key, result in retrieval.items():
+            if scored := result.pop("per_query", None):
+                query_ids = [ids[row] for row in scored["rows"]]
+                results["per_query"][key] = {"query_ids": query_ids, "recall@10": scored["recall@10"]}
+    return results
+
+
+def settings(encoder: Encoder | PeerEncoder) -> dict[str, int | str]:
+    """What else a result tells of how it was made: `batch_size` and `dtype`."""
+    return {"batch_size": encoder.batch_size, "dtype": str(encoder.model.dtype).removeprefix("torch.")}
 
 
 def query_slices(
@@ -227,7 +322,7 @@ def _task_lines(title: str, group: dict[str, dict]) -> list[str]:
     ]
     for name, result in group["tasks"].items():
         judged = [result[of] for of in INPUTS]
-        majority = max(metrics["majority_accuracy"] for metrics in judged if metrics)
+        majority = max((metrics["majority_accuracy"] for metrics in judged if metrics), default=0.0)
         line = f"{name[:15]:16}{result['labels']:>6}{100 * majority:>6.1f}"
         for metrics in judged:
             scores = [metrics and 100 * metrics[key] for key in ("accuracy", "precision", "recall", "f1")]

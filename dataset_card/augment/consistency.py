@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature
+from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
 DUAL_ENCODERS = ("clip", "siglip", "siglip2", "chinese_clip", "align", "altclip", "metaclip_2")
 
@@ -102,17 +102,29 @@ class Scorer:
     def _encode_texts(self, texts: list[str]) -> Tensor:
         if self.is_moon2:
             return self.model(**self._on_device(self.processor(text=texts, images=[None] * len(texts)))).embeddings
-        inputs = self.processor(text=texts, padding="max_length", truncation=True, return_tensors="pt")
-        return self.model.get_text_features(**self._on_device(inputs)).pooler_output
+        return text_features(self.model, self.processor, texts)
 
     def _encode_images(self, images: list[Image.Image]) -> Tensor:
         if self.is_moon2:
             return self.model(**self._on_device(self.processor(text=[None] * len(images), images=images))).embeddings
-        inputs = self.processor(images=images, return_tensors="pt")
-        return self.model.get_image_features(**self._on_device(inputs)).pooler_output
+        return image_features(self.model, self.processor, images)
 
     def _on_device(self, inputs: BatchFeature) -> BatchFeature:
         return inputs.to(self.model.device)
+
+
+def text_features(model: PreTrainedModel, processor: ProcessorMixin, texts: list[str]) -> Tensor:
+    """(N, D) vectors of N texts, not normalised, from a dual encoder; what is longer than it reads is cut off."""
+    longest = model.config.get_text_config().max_position_embeddings  # not every tokenizer knows its model's limit
+    longest = min(longest, processor.tokenizer.model_max_length)
+    # SigLIP was trained on texts padded to the full length
+    inputs = processor(text=texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
+    return model.get_text_features(**inputs.to(model.device)).pooler_output
+
+
+def image_features(model: PreTrainedModel, processor: ProcessorMixin, images: list[Image.Image]) -> Tensor:
+    """(N, D) vectors of N RGB pictures, not normalised, from a dual encoder."""
+    return model.get_image_features(**processor(images=images, return_tensors="pt").to(model.device)).pooler_output
 
 
 def keep_consistent(original: np.ndarray, variants: np.ndarray, threshold: float, margin: float) -> Verdict:

@@ -10,7 +10,7 @@ from datasets import Dataset, Features, Value
 
 from moon2_dataset import PRODUCT_FEATURES, QUERY_FEATURES, SchemaError
 from moon2_training.encode import Encoder, ProductItems
-from moon2_training.evaluate import evaluate, format_table, main, query_slices, write_json
+from moon2_training.evaluate import evaluate, evaluate_encoder, format_table, main, query_slices, write_json
 
 COLOURS = ("red", "navy blue", "white")
 KINDS = ("mug", "running shoes", "leather handbag", "mug")
@@ -101,6 +101,21 @@ def test_rows_of_one_query_are_one_query_with_several_right_products(tiny_model,
     gain = sum(gains.get(row, 0.0) / np.log2(2 + rank) for rank, row in enumerate(order[:10]))
     ideal = sum(grade / np.log2(2 + rank) for rank, grade in enumerate((3.0, 2.0, 1.0)))
     assert found["ndcg@10"]["value"] == pytest.approx(gain / ideal)
+
+
+def test_scores_of_the_single_queries_are_told_when_asked_for(tiny_model, tiny_processor, tables, results):
+    encoder = Encoder(tiny_model, tiny_processor, batch_size=5)
+    found = evaluate_encoder(encoder, *tables, progress=False, per_query=True)
+    per_query = found.pop("per_query")
+    assert json.loads(json.dumps(per_query)) == per_query
+    assert found["retrieval"] == results["retrieval"] and "per_query" not in results
+    assert set(per_query) == set(found["retrieval"])
+    for direction, of_direction in per_query.items():
+        result = found["retrieval"][direction]
+        assert len(set(of_direction["query_ids"])) == len(of_direction["query_ids"]) == result["queries"]
+        assert np.mean(of_direction["recall@10"]) == pytest.approx(result["recall@10"]["value"])
+    assert "q7" not in per_query["t2mm"]["query_ids"] and "q7" in per_query["i2mm"]["query_ids"]
+    assert per_query["t2mm"]["query_ids"][-1] == "several"
 
 
 def test_queries_equal_to_their_products_are_found(results):

@@ -3,55 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPProcessor,
-    PreTrainedTokenizerFast,
-    SiglipConfig,
-    SiglipImageProcessorPil,
-    SiglipModel,
-    SiglipProcessor,
-)
 
 from moon2_dataset.augment.consistency import Scorer, keep_consistent
 
-WORDS = ["<pad>", "<unk>", "<s>", "</s>", "red", "navy", "blue", "mug", "shoes", "handbag", "lumo"]
-SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-def tokenizer(kind: type[PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
-    )
-    return kind(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
-                model_max_length=12)  # fmt: skip
-
 
 @pytest.fixture(scope="module", params=["clip", "siglip", "moon2"])
-def checkpoint(request, tiny, tmp_path_factory):
+def checkpoint(request, tiny, tiny_dual_encoder, tmp_path_factory):
     """Folder of a tiny random model with its processor."""
     folder = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    text = SHAPE | {"vocab_size": len(WORDS), "max_position_embeddings": 12}
-    vision = SHAPE | {"image_size": 32, "patch_size": 8}
-    size = {"height": 32, "width": 32}
-    if request.param == "moon2":
-        model, processor = tiny
-    elif request.param == "clip":
-        text |= {"eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
-        pictures = CLIPImageProcessorPil(size=size, crop_size=size)
-        processor = CLIPProcessor(pictures, tokenizer(PreTrainedTokenizerFast))
-    else:
-        model = SiglipModel(SiglipConfig(text_config=text | {"projection_size": 32}, vision_config=vision))
-        processor = SiglipProcessor(SiglipImageProcessorPil(size=size), tokenizer(PreTrainedTokenizerFast))
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    for part in tiny if request.param == "moon2" else tiny_dual_encoder(request.param):
+        part.save_pretrained(folder)
     return folder
 
 
