@@ -19,6 +19,7 @@ from trl import TrlParser
 
 from moon2_dataset import QUERY_FEATURES, ProductQueries, join, load_product_queries
 
+from .ceiling import query_groups
 from .classification import TaskSet, attribute_tasks, category_tasks, evaluate_task
 from .encode import Encoder, ProductItems, QueryItems, Views, load_encoder
 from .peer_encoders import PeerEncoder
@@ -72,6 +73,7 @@ class Benchmark(NamedTuple):
         rows: the first row (Q,) of every query.
         relevance: right products of every query.
         slices: by column, labels (Q,) of the queries.
+        groups: by view, (Q,) equal for queries that are the same to any encoder.
         categories: one task for each category level.
         attributes: one task for each attribute.
     """
@@ -80,6 +82,7 @@ class Benchmark(NamedTuple):
     rows: list[int]
     relevance: Relevance
     slices: dict[str, np.ndarray]
+    groups: dict[str, np.ndarray]
     categories: TaskSet
     attributes: TaskSet
 
@@ -93,6 +96,7 @@ class Benchmark(NamedTuple):
             rows,
             relevance,
             query_slices(data.queries, rows, slice_by),
+            query_groups(data.queries, rows),
             category_tasks(list(data.products["category_path"])),
             attribute_tasks(list(data.products["attributes"])),
         )
@@ -175,7 +179,7 @@ def run_benchmark(
 ) -> dict:
     """Score an encoder on a benchmark that was read before; see `evaluate_encoder`."""
     begin = time.perf_counter()
-    data, rows, relevance, slices, categories, attributes = benchmark
+    data, rows, relevance, slices, groups, categories, attributes = benchmark
     labels = sorted({label for task in (*categories.tasks, *attributes.tasks) for label in task.labels})
     encoding = time.perf_counter()
     candidate_views = encoder.encode_views(ProductItems(data.products), progress)
@@ -185,7 +189,7 @@ def run_benchmark(
     embedding_of = dict(zip(labels, label_embeddings, strict=True))
 
     retrieval = evaluate_retrieval(
-        query_views, candidate_views, relevance, data.title_key, device, slices, per_query=per_query
+        query_views, candidate_views, relevance, data.title_key, device, slices, groups, per_query
     )
     recalls = [result["recall@10"]["value"] for result in retrieval.values() if result["queries"]]
     num_items = len(candidate_views.text) + len(query_views.text)
@@ -269,9 +273,9 @@ def format_table(results: dict) -> str:
     """Write the result of `evaluate` as plain-text tables of at most 100 columns; all scores in percent."""
     lines = [
         f"Retrieval: {results['num_queries']:,} queries, {results['num_products']:,} products, "
-        "R@10 with its 95 % interval and what chance would reach",
+        "R@10 with its 95 % interval, by chance and at best",
         f"{'':8}{'queries':>9}{'products':>10}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'interval':>16}{'chance':>8}"
-        f"{'MRR':>8}{'nDCG@10':>9}",
+        f"{'ceiling':>8}{'MRR':>8}{'nDCG@10':>9}",
     ]
     for result in results["retrieval"].values():
         line = f"{result['name']:8}{result['queries']:>9,}{result['candidates']:>10,}"
@@ -282,7 +286,7 @@ def format_table(results: dict) -> str:
         low, high = (100 * result["recall@10"][end] for end in ("low", "high"))
         lines.append(
             f"{line}{r1:>8.1f}{r5:>8.1f}{r10:>8.1f}{f'{low:.1f} – {high:.1f}':>16}"
-            f"{100 * result['chance_recall@10']:>8.1f}{mrr:>8.1f}{ndcg:>9.1f}"
+            f"{100 * result['chance_recall@10']:>8.1f}{100 * result['ceiling_recall@10']:>8.1f}{mrr:>8.1f}{ndcg:>9.1f}"
         )
     mean = results["mean_recall@10"]
     lines.append(f"{'mean':27}{'':16}{'–' if mean is None else f'{100 * mean:.1f}':>8}")

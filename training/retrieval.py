@@ -11,6 +11,7 @@ import torch
 
 from moon2_dataset import ProductQueries
 
+from .ceiling import ceiling_recall
 from .encode import Views
 
 
@@ -250,6 +251,7 @@ def evaluate_retrieval(
     title_key: np.ndarray,
     device: torch.device | str = "cpu",
     slices: Mapping[str, np.ndarray] | None = None,
+    groups: Mapping[str, np.ndarray] | None = None,
     per_query: bool = False,
 ) -> dict[str, dict]:
     """Score the five directions.
@@ -266,14 +268,16 @@ def evaluate_retrieval(
         title_key: (N,) equal for products with the same normalised title.
         device: where the products are computed.
         slices: by name, (Q,) labels; the queries of each label are also scored apart, over all candidates.
+        groups: by view, (Q,) equal for queries that are the same to any encoder; see `query_groups`. None: all differ.
         per_query: also return the scores of the single queries.
 
     Returns:
         For each direction's key its name, the counts (`queries`, `candidates`, and `left_out`: queries without the
-        view or without a right candidate), `chance_recall@10`, and every metric as {"value", "low", "high"}. A
-        direction with no query has the counts and `skipped` with the reason. With `slices` a scored direction has, by
-        name and label, the number of `queries` with that label and their recall@10; labels of none are left out. With
-        `per_query` it has under that name {"rows": which queries were scored, "recall@10": their values}.
+        view or without a right candidate), `chance_recall@10`, `ceiling_recall@10`, and every metric as {"value",
+        "low", "high"}. A direction with no query has the counts and `skipped` with the reason. With `slices` a scored
+        direction has, by name and label, the number of `queries` with that label and their recall@10; labels of none
+        are left out. With `per_query` it has under that name {"rows": which queries were scored, "recall@10": their
+        values}.
     """
     has_query_view = {"text": queries.has_text, "image": queries.has_image}
     has_query_view["multimodal"] = queries.has_text & queries.has_image
@@ -299,6 +303,7 @@ def evaluate_retrieval(
             getattr(queries, query_view)[served], getattr(candidates, candidate_view)[pool], selected, device=device
         )
         result["chance_recall@10"] = chance_recall(selected.counts, result["candidates"])
+        result["ceiling_recall@10"] = ceiling_recall(selected, groups[query_view][served]) if groups else 1.0
         for metric, of_queries in values.items():
             result[metric] = _mean_with_interval(of_queries)
         if per_query:

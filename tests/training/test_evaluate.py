@@ -118,6 +118,15 @@ def test_scores_of_the_single_queries_are_told_when_asked_for(tiny_model, tiny_p
     assert per_query["t2mm"]["query_ids"][-1] == "several"
 
 
+def test_queries_that_are_the_same_lower_the_ceiling(tiny_model, tiny_processor, tables):
+    products, queries = tables
+    same = queries.select(range(12)).map(lambda _: {"text": "mug"})
+    retrieval = evaluate(tiny_model, tiny_processor, products, same, progress=False)["retrieval"]
+    assert retrieval["t2mm"]["ceiling_recall@10"] == 10 / 12  # twelve products, ten places
+    assert retrieval["t2i"]["ceiling_recall@10"] == 10 / 11
+    assert retrieval["mm2mm"]["ceiling_recall@10"] == retrieval["i2t"]["ceiling_recall@10"] == 1.0
+
+
 def test_queries_equal_to_their_products_are_found(results):
     assert results["retrieval"]["mm2mm"]["recall@10"]["value"] > results["retrieval"]["mm2mm"]["chance_recall@10"]
 
@@ -150,6 +159,7 @@ def test_table_fits_a_hundred_columns_and_shows_every_number(results):
         assert name in table
     line = next(line for line in table.splitlines() if line.startswith("mm→mm")).split()
     scores = results["retrieval"]["mm2mm"]
+    assert line[-3] == f"{100 * scores['ceiling_recall@10']:.1f}"
     assert line[:6] == ["mm→mm", "11", "12"] + [f"{100 * scores[f'recall@{k}']['value']:.1f}" for k in (1, 5, 10)]
 
 

@@ -244,6 +244,35 @@ def test_image_to_text_accepts_products_with_the_same_title_and_the_other_direct
     assert results["i2mm"]["recall@1"]["value"] == 0.0
 
 
+def judged(queries: Views, products: Views, meant: np.ndarray, group: np.ndarray) -> dict[str, dict]:
+    relevance = Relevance.from_dicts([{int(row): 1.0} for row in meant])
+    groups = {view: group for view in ("text", "image", "multimodal")}
+    return evaluate_retrieval(queries, products, relevance, np.arange(len(products.text)), groups=groups)
+
+
+def views_of(embeddings: np.ndarray) -> Views:
+    return Views(*[embeddings] * 3, *[np.ones(len(embeddings), dtype=bool)] * 2)
+
+
+def test_an_oracle_is_at_the_ceiling_a_random_model_at_chance_and_a_constant_one_at_nothing():
+    rng = np.random.default_rng(5)
+    group = rng.integers(0, 40, 600)
+    meant = rng.integers(0, 30, 600) + group
+    wanted = np.stack([np.bincount(meant[group == number], minlength=100) for number in range(40)])
+    oracle = (wanted / np.linalg.norm(wanted, axis=1, keepdims=True))[group].astype(np.float32)
+    oracle += 1e-5 * rng.permutation(100).astype(np.float32)  # of products meant as often, no two tie
+    for result in judged(views_of(oracle), views_of(np.eye(100, dtype=np.float32)), meant, group).values():
+        assert result["ceiling_recall@10"] < 1
+        assert result["recall@10"]["value"] == pytest.approx(result["ceiling_recall@10"])
+    guesses = [judged(make_views(rng, [True] * 600, [True] * 600), make_views(rng, [True] * 100, [True] * 100),
+                      meant, np.arange(600))[key] for key in ("t2mm", "i2t") for _ in range(10)]  # fmt: skip
+    inside = [g["recall@10"]["low"] <= g["chance_recall@10"] <= g["recall@10"]["high"] for g in guesses]
+    assert guesses[0]["chance_recall@10"] == pytest.approx(0.1) and np.mean(inside) >= 0.8
+    one = np.full((1, 16), 0.25, dtype=np.float32)
+    for result in judged(views_of(one.repeat(600, 0)), views_of(one.repeat(100, 0)), meant, group).values():
+        assert result["recall@10"]["value"] == 0.0
+
+
 def test_a_direction_nobody_can_serve_is_skipped_with_the_reason():
     rng = np.random.default_rng(0)
     queries = make_views(rng, [True] * 3, [False] * 3)
