@@ -27,7 +27,7 @@ VERBS = {
     "adapt": Verb("moon2_training.adapt:main", "train a generative Qwen3-VL on products before it is converted"),
     "validate": Verb("moon2_training.validate:main", "look through a data set and a recipe before a long run"),
     "train": Verb("moon2_training.train:main", "fit an encoder to a catalogue and its click log"),
-    "evaluate": Verb("moon2_training.evaluate:main", "score an encoder: retrieval, classification, attributes"),
+    "evaluate": Verb("moon2_training.evaluate:main", "score encoders side by side: retrieval, categories, attributes"),
     "push": Verb("moon2_training.push:main", "put a saved encoder on the Hub"),
     "demo": Verb("moon2_space.demo:main", "train a small encoder on a made-up catalogue and search it"),
 }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from .retrieval import DIRECTIONS
 
 
 class Difference(NamedTuple):
@@ -64,3 +68,62 @@ def paired_difference(
         first += seeds
     low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return Difference(float(sum(side.mean() for side in sides)), float(low), float(high))
+
+
+def compare(results: dict, baseline: dict) -> dict[str, dict]:
+    """Paired differences in Recall@10 between two results of `evaluate_encoder(…, per_query=True)`.
+
+    Args:
+        results: of the encoder in question.
+        baseline: of the one it is compared with, on the same queries.
+
+    Returns:
+        For the key of every direction that both were scored in, over the queries that both were scored on: their
+        number as `queries`, and {"value", "low", "high"} of `results` less `baseline`. "mean", of the five directions,
+        where none is missing; it draws a query in all its directions at once.
+    """
+    scores, base_scores = results["per_query"], baseline["per_query"]
+    pairs = {key: _on_common_queries(scores[key], base_scores[key]) for key in scores if key in base_scores}
+    pairs = {key: pair for key, pair in pairs.items() if pair[0]}
+    differences = {key: _difference(*pair) for key, pair in pairs.items()}
+    if len(pairs) == len(DIRECTIONS):
+        everyone = dict.fromkeys(query_id for ids, _, _ in pairs.values() for query_id in ids)
+        place = {query_id: i for i, query_id in enumerate(everyone)}
+        shares = np.zeros((2, len(place)))  # what each query adds to the mean of the directions
+        for ids, *sides in pairs.values():
+            rows = [place[query_id] for query_id in ids]
+            shares[:, rows] += np.array(sides) * len(place) / (len(ids) * len(pairs))
+        differences["mean"] = _difference(list(place), *shares)
+    return differences
+
+
+def _on_common_queries(scores: dict, base_scores: dict) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The ids of the queries in both, and the recalls of both on them."""
+    of_base = dict(zip(base_scores["query_ids"], base_scores["recall@10"], strict=True))
+    common = [
+        (query_id, recall, of_base[query_id])
+        for query_id, recall in zip(scores["query_ids"], scores["recall@10"], strict=True)
+        if query_id in of_base
+    ]
+    ids, *sides = zip(*common, strict=True) if common else ((), (), ())
+    return list(ids), *map(np.array, sides)
+
+
+def _difference(ids: list[str], values: np.ndarray, base_values: np.ndarray) -> dict:
+    mean, low, high = paired_difference(values, base_values)
+    return {"queries": len(ids), "value": mean, "low": low, "high": high}
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """Call each model by so many of the last parts of its path as tell it from the others.
+
+    Raises:
+        ValueError: one is given twice.
+    """
+    parts = [Path(model).parts for model in models]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(of_model[-depth:]) for of_model in parts]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(model for model in models if models.count(model) > 1)
+    raise ValueError(f"{twice}: given twice; give every model once")

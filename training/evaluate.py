@@ -4,42 +4,55 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from datasets import Dataset, Value
+from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import TrlParser
 
-from moon2_dataset import QUERY_FEATURES, ProductQueries, join, load_product_queries
+from moon2_dataset import load_product_queries
+from moon2_dataset.hub_card import base_name
 
-from .ceiling import query_groups
-from .classification import TaskSet, attribute_tasks, category_tasks, evaluate_task
-from .encode import Encoder, ProductItems, QueryItems, Views, load_encoder
-from .peer_encoders import PeerEncoder
-from .retrieval import DIRECTIONS, Relevance, evaluate_retrieval
+from .benchmark import Benchmark
+from .classification import TaskSet, evaluate_task
+from .comparison import compare, short_names
+from .comparison_chart import write_comparison_chart
+from .comparison_tables import as_markdown, as_text, comparison_tables
+from .encode import Encoder, ProductItems, QueryItems, Views
+from .peer_encoders import PeerEncoder, load_any_encoder
+from .retrieval import DIRECTIONS, evaluate_retrieval
 
 COLUMNS = ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
 INPUTS = ("image_title", "title", "image")
-SLICE = "slice"  # column of queries that is sliced by unasked
-MAX_SLICES = 50
+DEFAULT_OUTPUT = "runs/evaluation"
 
 
 @dataclass
 class EvaluateArguments:
     """Options of `moon2 evaluate`."""
 
-    model: str = field(metadata={"help": "Folder of a saved model and its processor."})
+    model: list[str] = field(
+        metadata={
+            "help": "Folder or Hub id of a MOON2.0 encoder, a sentence-transformers model or a CLIP-like dual "
+            "encoder; code that it brings is run. Several are compared with the first."
+        }
+    )
     products: str = field(metadata={"help": "Catalogue: a Parquet file, a glob or a folder."})
     queries: str = field(metadata={"help": "Queries: a Parquet file, a glob or a folder."})
     output: str | None = field(
-        default=None, metadata={"help": "JSON file to write; evaluation.json in the model's folder if not given."}
+        default=None,
+        metadata={
+            "help": "Folder for evaluation.json, .md and .png, or the .json file, beside which the other two go; if "
+            f"not given the folder of a single model, else {DEFAULT_OUTPUT}."
+        },
     )
     batch_size: int = field(default=64, metadata={"help": "Items per forward."})
     slice_by: list[str] | None = field(
@@ -51,8 +64,9 @@ class EvaluateArguments:
     )
 
     def __post_init__(self):
-        if isinstance(self.slice_by, str):  # as a recipe may give it
-            self.slice_by = [self.slice_by]
+        for name in ("model", "slice_by"):
+            if isinstance(getattr(self, name), str):  # as a recipe may give it
+                setattr(self, name, [getattr(self, name)])
 
 
 class AnyEncoder(Protocol):
@@ -63,43 +77,6 @@ class AnyEncoder(Protocol):
 
     def encode_views(self, items: Sequence[dict[str, Any]], progress: bool) -> Views:
         """All views of N items."""
-
-
-class Benchmark(NamedTuple):
-    """A catalogue and its queries, and what is asked of an encoder: the same for every one that is judged by it.
-
-    Args:
-        data: both tables, joined.
-        rows: the first row (Q,) of every query.
-        relevance: right products of every query.
-        slices: by column, labels (Q,) of the queries.
-        groups: by view, (Q,) equal for queries that are the same to any encoder.
-        categories: one task for each category level.
-        attributes: one task for each attribute.
-    """
-
-    data: ProductQueries
-    rows: list[int]
-    relevance: Relevance
-    slices: dict[str, np.ndarray]
-    groups: dict[str, np.ndarray]
-    categories: TaskSet
-    attributes: TaskSet
-
-    @classmethod
-    def of(cls, products: Dataset, queries: Dataset, slice_by: Sequence[str] | None = None) -> Benchmark:
-        """Read two tables; args and errors as in `evaluate`."""
-        data = join(products, queries)
-        rows, relevance = Relevance.from_queries(data)
-        return cls(
-            data,
-            rows,
-            relevance,
-            query_slices(data.queries, rows, slice_by),
-            query_groups(data.queries, rows),
-            category_tasks(list(data.products["category_path"])),
-            attribute_tasks(list(data.products["attributes"])),
-        )
 
 
 def evaluate(
@@ -220,45 +197,6 @@ def settings(encoder: Encoder | PeerEncoder) -> dict[str, int | str]:
     return {"batch_size": encoder.batch_size, "dtype": str(encoder.model.dtype).removeprefix("torch.")}
 
 
-def query_slices(
-    queries: Dataset, rows: Sequence[int], slice_by: Sequence[str] | None = None
-) -> dict[str, np.ndarray]:
-    """Read the slices of every query.
-
-    Args:
-        queries: in the queries schema.
-        rows: the first row (Q,) of every query.
-        slice_by: see `evaluate`.
-
-    Returns:
-        By column, (Q,) labels: the text, "true", "false", or "none" where there is nothing.
-
-    Raises:
-        ValueError: a column is not there, of another type, or has more than fifty values.
-    """
-    possible = [
-        name
-        for name, kind in queries.features.items()
-        if name not in QUERY_FEATURES and isinstance(kind, Value) and kind.dtype in ("string", "large_string", "bool")
-    ]
-    asked = [SLICE] if slice_by is None and SLICE in possible else slice_by or []
-    slices = {}
-    for column in asked:
-        if column not in possible:
-            raise ValueError(
-                f"slice_by={column}: queries have no such column of text or true / false; "
-                f"give one of {', '.join(possible) or 'your own'}"
-            )
-        values = queries.select_columns(column).select(rows)[column]
-        labels = np.array([str(v).lower() if isinstance(v, bool) else (v or "").strip() or "none" for v in values])
-        count = len(np.unique(labels))
-        if count <= MAX_SLICES:
-            slices[column] = labels
-        elif slice_by is not None:
-            raise ValueError(f"slice_by={column}: {count:,} values; give a column with {MAX_SLICES} or fewer")
-    return slices
-
-
 def _evaluate_tasks(
     task_set: TaskSet, products: Views, embedding_of: dict[str, np.ndarray], device: torch.device
 ) -> dict[str, dict]:
@@ -345,16 +283,55 @@ def write_json(results: dict, path: str | os.PathLike) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `moon2 evaluate`: print the table and write the JSON."""
-    parser = TrlParser(EvaluateArguments, prog="moon2 evaluate", description="Score an encoder on a catalogue.")
+    """Run `moon2 evaluate`: print the tables, write them as JSON and Markdown, and draw the chart."""
+    parser = TrlParser(EvaluateArguments, prog="moon2 evaluate", description="Score encoders on a catalogue.")
     (arguments,) = parser.parse_args_and_config(argv)
-    output = Path(arguments.output or Path(arguments.model) / "evaluation.json")
+    names = short_names(arguments.model)
+    output = _output_file(arguments)
     data = load_product_queries(arguments.products, arguments.queries)
-    model, processor = load_encoder(arguments.model)
+    benchmark = Benchmark.of(data.products, data.queries, arguments.slice_by)
+    several = len(names) > 1
+    for model in arguments.model if several else ():
+        load_any_encoder(model, arguments.batch_size)  # before hours go into the first, it is known that all load
+    results = []
+    for name, model in zip(names, arguments.model, strict=True):
+        if several:
+            print(f"{name} …", file=sys.stderr)
+        encoder = load_any_encoder(model, arguments.batch_size)
+        scores = run_benchmark(encoder, benchmark, encoder.model.device, per_query=several)
+        results.append({"model": model} | scores | settings(encoder))
+        del encoder  # before the next one takes its memory
+    tables_of = {"products": arguments.products, "queries": arguments.queries}
+    differences = {name: compare(other, results[0]) for name, other in zip(names[1:], results[1:], strict=True)}
+    tables = comparison_tables(names, results, differences)
+    if several:
+        whole = tables_of | {"differences": differences}
+        whole["results"] = {
+            name: {key: value for key, value in result.items() if key != "per_query"}
+            for name, result in zip(names, results, strict=True)
+        }
+        text = as_text(tables)
+    else:
+        whole = {"model": arguments.model[0]} | tables_of | results[0]
+        text = format_table(results[0])
     output.parent.mkdir(parents=True, exist_ok=True)
-    results = evaluate(
-        model, processor, data.products, data.queries, arguments.batch_size, slice_by=arguments.slice_by
-    )
-    names = {name: getattr(arguments, name) for name in ("model", "products", "queries")}
-    write_json(names | results, output)
-    print(format_table(results))
+    write_json(whole, output)
+    print(text)
+    picture = output.with_suffix(".png")
+    try:
+        write_comparison_chart(names, results, picture)
+    except ImportError as error:
+        print(f"no {picture.name}: {error}", file=sys.stderr)
+        picture = None
+    heading = f"{base_name(arguments.queries)} in {base_name(arguments.products)}"
+    markdown = as_markdown(tables, heading, picture and picture.name)
+    output.with_suffix(".md").write_text(markdown, encoding="utf-8")
+
+
+def _output_file(arguments: EvaluateArguments) -> Path:
+    """The JSON file to write."""
+    if arguments.output is None:
+        single = len(arguments.model) == 1 and Path(arguments.model[0]).is_dir()
+        return Path(arguments.model[0] if single else DEFAULT_OUTPUT) / "evaluation.json"
+    output = Path(arguments.output)
+    return output if output.suffix == ".json" else output / "evaluation.json"

@@ -23,8 +23,8 @@ NEEDED = ("config.json", "configuration_moon2.py", "layout_moon2.py", "modeling_
 # What a model repository is made of. Pickles, which can run any code where they are loaded, are not among it.
 ALLOWED = ["*.safetensors", "*.json", "*.py", "*.jinja", "*.txt", "*.model", "*.md", "*.png", "*.jpg", "*.webp",
            "LICENSE", "NOTICE"]  # fmt: skip
-# Hidden files, and two that name folders of this machine; the scores of the evaluation stand in the card.
-IGNORED = [".*", "evaluation.json", "trainer_state.json"]
+# Hidden files, what names folders of this machine, and the evaluation, whose scores stand in the card.
+IGNORED = [".*", "evaluation.*", "trainer_state.json"]
 WEIGHTS = ["model*.safetensors", INDEX]
 
 

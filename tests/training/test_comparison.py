@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moon2_training.comparison import Difference, paired_difference
+from moon2_training.comparison import Difference, compare, paired_difference, short_names
+from moon2_training.retrieval import DIRECTIONS
 
 
 def hits(rng: np.random.Generator, seeds: int, ease: np.ndarray, seed_spread: float = 0.0) -> np.ndarray:
@@ -74,3 +75,58 @@ def test_what_does_not_fit_is_refused():
         paired_difference(np.zeros(3), np.zeros((2, 4)))
     with pytest.raises(ValueError, match="give one seed and one query or more"):
         paired_difference(np.zeros((0, 4)), np.zeros((2, 4)))
+
+
+def scored(rng: np.random.Generator, missing: dict[str, list[str]], ease: float) -> dict:
+    """Recalls of 80 queries in the five directions, but for those that are missing from some."""
+    ids = [f"q{number}" for number in range(80)]
+    per_query = {}
+    for direction in DIRECTIONS:
+        there = [query_id for query_id in ids if query_id not in missing.get(direction.key, [])]
+        recalls = hits(rng, 1, np.full(len(there), ease))[0].tolist()
+        per_query[direction.key] = {"query_ids": there, "recall@10": recalls}
+    return {"per_query": per_query}
+
+
+def test_directions_and_their_mean_are_compared_on_the_queries_in_both():
+    rng = np.random.default_rng(5)
+    everyone = [f"q{number}" for number in range(80)]
+    first = scored(rng, {"t2i": ["q0"], "i2t": everyone[40:]}, 0.4)
+    other = scored(rng, {"t2i": ["q1", "q2"], "i2t": everyone[40:]}, 0.6)
+    found = compare(other, first)
+    assert list(found) == ["t2mm", "i2mm", "mm2mm", "t2i", "i2t", "mean"]
+    assert [difference["queries"] for difference in found.values()] == [80, 80, 80, 77, 40, 80]
+    alone = paired_difference(*(side["per_query"]["i2t"]["recall@10"] for side in (other, first)))
+    assert tuple(found["i2t"][end] for end in ("value", "low", "high")) == alone
+    of_directions = [found[direction.key] for direction in DIRECTIONS]
+    assert found["mean"]["value"] == pytest.approx(np.mean([difference["value"] for difference in of_directions]))
+    widths = [difference["high"] - difference["low"] for difference in of_directions]
+    assert found["mean"]["low"] <= found["mean"]["value"] <= found["mean"]["high"]
+    assert found["mean"]["high"] - found["mean"]["low"] < min(widths)  # five directions tell more than one
+
+
+def test_of_equal_directions_the_mean_is_as_uncertain_as_each():
+    rng = np.random.default_rng(6)
+    recalls = [scored(rng, {}, ease)["per_query"]["t2i"] for ease in (0.4, 0.5)]
+    first, other = ({"per_query": {direction.key: of_all for direction in DIRECTIONS}} for of_all in recalls)
+    found = compare(other, first)
+    for end in ("value", "low", "high"):
+        assert found["mean"][end] == pytest.approx(found["t2mm"][end])
+    itself = compare(first, first)
+    assert all((d["value"], d["low"], d["high"]) == (0, 0, 0) for d in itself.values())
+
+
+def test_a_direction_that_one_of_them_lacks_is_not_compared():
+    rng = np.random.default_rng(7)
+    first, other = scored(rng, {}, 0.4), scored(rng, {}, 0.4)
+    del other["per_query"]["i2t"]
+    first["per_query"]["t2i"] = {"query_ids": ["somebody else"], "recall@10": [1.0]}
+    assert set(compare(other, first)) == {"t2mm", "i2mm", "mm2mm"}
+
+
+def test_models_are_called_by_what_tells_them_apart():
+    assert short_names(["runs/a"]) == ["a"]
+    assert short_names(["runs/a/last", "runs/b/last", "org/clip"]) == ["a/last", "b/last", "org/clip"]
+    assert short_names(["runs/a/", "clip"]) == ["a", "clip"]
+    with pytest.raises(ValueError, match="runs/a: given twice"):
+        short_names(["runs/b", "runs/a", "runs/a"])

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import datasets
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Value
+from PIL import Image
 
 from moon2_dataset import PRODUCT_FEATURES, QUERY_FEATURES, SchemaError
 from moon2_training.encode import Encoder, ProductItems
-from moon2_training.evaluate import evaluate, evaluate_encoder, format_table, main, query_slices, write_json
+from moon2_training.evaluate import evaluate, evaluate_encoder, format_table, main, write_json
 
 COLOURS = ("red", "navy blue", "white")
 KINDS = ("mug", "running shoes", "leather handbag", "mug")
@@ -254,19 +256,6 @@ def test_a_column_that_cannot_be_sliced_by_is_refused_before_anything_is_encoded
         evaluate(None, None, products, tables[1], slice_by=["elsewhere"])
 
 
-def test_of_too_many_values_no_slices_are_made(tables, monkeypatch):
-    _, queries = tables
-    rows = range(15)
-    many = sliced(queries, slice=[str(row) for row in rows])
-    assert len(np.unique(query_slices(many, rows)["slice"])) == 15
-    monkeypatch.setattr("moon2_training.evaluate.MAX_SLICES", 14)
-    assert query_slices(many, rows) == {}  # nobody asked
-    with pytest.raises(ValueError, match="slice_by=slice: 15 values; give a column with 14 or fewer"):
-        query_slices(many, rows, ["slice"])
-    numbers = sliced(queries, slice=list(rows))
-    assert query_slices(numbers, rows) == {}
-
-
 def test_a_direction_without_queries_leaves_no_mean(tiny_model, tiny_processor, tables):
     products, queries = tables
     texts = queries.select(range(7)).remove_columns("image")
@@ -349,12 +338,72 @@ def test_the_command_reads_a_recipe_and_flags_go_first(arguments, tmp_path, fold
     main(["--config", str(recipe), "--model", arguments["model"]])
     written = folder / "model" / "evaluation.json"
     assert json.loads(written.read_text(encoding="utf-8"))["batch_size"] == 3
-    written.unlink()
+
+
+@pytest.fixture(scope="module")
+def peer(tiny_dual_encoder, folder):
+    for part in tiny_dual_encoder("clip"):
+        part.save_pretrained(folder / "clip")
+    return str(folder / "clip")
+
+
+def test_the_command_compares_several_models(arguments, peer, tables, results, tmp_path, capsys):
+    sliced(tables[1], slice=NEEDS).to_parquet(tmp_path / "queries.parquet")
+    arguments |= {"queries": str(tmp_path / "queries.parquet"), "output": str(tmp_path / "runs")}
+    first = arguments.pop("model")
+    main(["--model", first, peer, *as_argv(arguments)])
+    written = json.loads((tmp_path / "runs" / "evaluation.json").read_text(encoding="utf-8"))
+    assert list(written["results"]) == ["model", "clip"] and "per_query" not in written["results"]["clip"]
+    for direction, result in written["results"]["model"]["retrieval"].items():
+        assert result["recall@10"] == results["retrieval"][direction]["recall@10"]
+    assert [written["results"][name]["model"] for name in ("model", "clip")] == [first, peer]
+    difference = written["differences"]["clip"]
+    for key, of_direction in difference.items():
+        pair = [written["results"][name] for name in ("clip", "model")]
+        of_pair = [r["mean_recall@10"] if key == "mean" else r["retrieval"][key]["recall@10"]["value"] for r in pair]
+        assert of_direction["value"] == pytest.approx(of_pair[0] - of_pair[1])
+    printed = capsys.readouterr().out
+    markdown = (tmp_path / "runs" / "evaluation.md").read_text(encoding="utf-8")
+    for text in (printed, markdown):
+        assert "Recall@10 less that of model" in text and "Recall@10 by slice" in text and "ceiling" in text
+    assert markdown.startswith("# queries in products\n") and "(evaluation.png)" in markdown
+    assert str(tmp_path) not in markdown
+    with Image.open(tmp_path / "runs" / "evaluation.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_the_command_loads_every_model_before_it_scores_one(arguments, peer, tmp_path, monkeypatch):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "clip"}')
+    monkeypatch.setattr("moon2_training.evaluate.run_benchmark", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(ValueError, match="broken: cannot be loaded"):
+        main(["--model", peer, str(tmp_path / "broken"), *as_argv(arguments)[2:]])
+
+
+def test_where_the_results_go_unless_told(arguments, peer, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(as_argv(arguments))
+    beside = {path.name for path in (folder / "model").glob("evaluation.*")}
+    assert beside == {"evaluation.json", "evaluation.md", "evaluation.png"}
+    for name in beside:
+        (folder / "model" / name).unlink()
+    main(["--model", peer, arguments["model"], *as_argv(arguments)[2:]])
+    assert {path.name for path in (tmp_path / "runs" / "evaluation").iterdir()} == beside
+
+
+def test_without_matplotlib_the_picture_alone_is_left_out(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    main([*as_argv(arguments), "--output", str(tmp_path / "scores.json")])
+    assert "no scores.png: the chart needs matplotlib" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.glob("scores*")} == {"scores.json", "scores.md"}
+    assert "![" not in (tmp_path / "scores.md").read_text(encoding="utf-8")
 
 
 def test_the_command_says_what_is_wrong(arguments, tables, tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing: no such folder"):
         main(as_argv(arguments | {"model": str(tmp_path / "nothing")}))
+    with pytest.raises(ValueError, match="given twice; give every model once"):
+        main(["--model", arguments["model"], *as_argv(arguments)[1:]])
     with pytest.raises(FileNotFoundError, match="no Parquet file there"):
         main(as_argv(arguments | {"products": str(tmp_path / "nothing.parquet")}))
     _, queries = tables
