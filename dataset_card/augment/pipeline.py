@@ -24,8 +24,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 from trl import TrlParser
 
-from ..build.shards import ShardWriter, Tally, numbered, read_notes, write_text
 from ..schema import OPTIONAL_PRODUCT_FEATURES, conform_products
+from ..shards import ShardWriter, Tally, numbered, read_notes, write_text
 from .consistency import Scorer, keep_consistent
 from .core_region import GroundingDetector
 from .editing import PROMPTS, DiffusersEditor

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ..build.shards import Tally
 from ..contact_sheet import contact_sheet
+from ..shards import Tally
 from .expansion import read_first
 
 SHEET_ROWS = 12

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from trl import TrlParser
 
+from ..shards import EXAMPLES, write_text
 from .catalogue import WORK_NAME as CATALOGUE_WORK
 from .catalogue import clean_catalogue, read_category_paths, read_ids, read_keys, write_products
 from .clean import MAX_SIDE
@@ -22,7 +23,6 @@ from .log import KnownProducts, read_log
 from .named import NAMED, open_named
 from .queries import POSITIVE_EVENTS, LogRules, positive_rows, write_queries
 from .report import count_split, discrepancies, draw_sheet, hints, markdown
-from .shards import EXAMPLES, write_text
 from .sources import Source, open_log, open_source
 from .splits import LEFT_OUT, TRAIN, assign_splits, over_category_limit, parse_splits
 

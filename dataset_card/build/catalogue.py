@@ -18,10 +18,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..schema import PRODUCT_FEATURES, normalise_title
+from ..shards import Shards, ShardWriter, Tally, is_row_group, numbered, read_notes, written
 from .clean import Cleaned, Dropped, clean_product
 from .duplicates import LOOK, ProductKeys, picture_look, stable_key
 from .raw_rows import RawRow
-from .shards import Shards, ShardWriter, Tally, is_row_group, numbered, read_notes, written
 from .sources import Source
 
 WORK_NAME = "catalogue"

@@ -14,12 +14,12 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from ..schema import normalise_title
+from ..shards import GROUP_BYTES, ShardWriter, Tally, numbered, read_notes, written
 from .clean import Dropped, clean_id, clean_ids, clean_text
 from .duplicates import stable_key
 from .mapping import Column
 from .pictures import read_pictures
 from .raw_rows import RawRow
-from .shards import GROUP_BYTES, ShardWriter, Tally, numbered, read_notes, written
 from .sources import Source
 
 EVENTS = ("purchase", "click", "exposure")

@@ -16,8 +16,8 @@ from datasets import Features
 from tqdm.auto import tqdm
 
 from ..schema import OPTIONAL_QUERY_FEATURES, QUERY_FEATURES
+from ..shards import Shards, read_notes, written
 from .log import CLICK, EVENTS, EXPOSURE, PARTITIONS, PURCHASE, WORK_NAME
-from .shards import Shards, read_notes, written
 
 POSITIVE_EVENTS = (EVENTS[PURCHASE], EVENTS[CLICK])
 QUERY_REASONS = {

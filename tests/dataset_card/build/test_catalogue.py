@@ -18,8 +18,8 @@ from moon2_dataset.build.catalogue import (
     read_products,
     write_products,
 )
-from moon2_dataset.build.shards import written
 from moon2_dataset.build.sources import open_source
+from moon2_dataset.shards import written
 
 
 @pytest.fixture

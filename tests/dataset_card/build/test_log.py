@@ -12,8 +12,8 @@ from moon2_dataset.build.clean import Dropped
 from moon2_dataset.build.duplicates import stable_key
 from moon2_dataset.build.log import CLICK, EXPOSURE, PURCHASE, KnownProducts, clean_event, read_log
 from moon2_dataset.build.raw_rows import RawRow
-from moon2_dataset.build.shards import Tally, written
 from moon2_dataset.build.sources import open_log
+from moon2_dataset.shards import Tally, written
 
 MAPPING = {name: (name,) for name in ("text", "image", "product_id", "event", "count", "shown")}
 

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moon2_dataset.build import shards
-from moon2_dataset.build.shards import Shards, ShardWriter, Tally, read_notes, written
+from moon2_dataset import shards
+from moon2_dataset.shards import Shards, ShardWriter, Tally, read_notes, written
 
 SCHEMA = pa.schema([("number", pa.int64()), ("picture", pa.binary())])
 
