@@ -15,6 +15,7 @@ from datasets.splits import SplitDict, SplitInfo
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from .augment.report import SHEET as SHEET_OF_FOLDER
 from .construction import read_augmentation, read_construction
 from .hub_card import CARD, load_card, markdown_table, plain_text, without_path, write_card
 from .schema import OPTIONAL_PRODUCT_FEATURES
@@ -135,6 +136,7 @@ def dataset_card(folder: Path, dataset_id: str | None = None, license: str | Non
     }
     spoilt = [split for split in held_out if products[split].enriched_titles or products[split].expanded_images]
     sheets = [f"{file.name}{SHEET_OF_AUGMENTED}" for paths in files["products"].values() for file in paths]
+    sheets.append(SHEET_OF_FOLDER)
     construction, command = read_construction(folder) or (None, None)
     augmented = [name for name in OPTIONAL_PRODUCT_FEATURES if name in columns["products"][0]]
     return DatasetCard.from_template(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .augment.report import REPORT as AUGMENT_REPORT
 from .build.clean import DROP_REASONS
 from .build.report import MEANINGS
 from .hub_card import base_name, markdown_table, plain_text, without_path
@@ -58,7 +59,7 @@ def read_augmentation(files: Sequence[Path]) -> str | None:
     """Tell how products were augmented.
 
     Args:
-        files: of products; the report that `moon2 augment` leaves beside each is read.
+        files: of products; the reports that `moon2 augment` leaves beside each, or in a folder, are read.
 
     Returns:
         A part of the card in Markdown, None where there is no report.
@@ -68,7 +69,9 @@ def read_augmentation(files: Sequence[Path]) -> str | None:
     """
     counts: Counter[str] = Counter()
     options: dict[str, str] = {}
-    for path in (file.with_name(f"{file.name}.report.json") for file in files):
+    reports = [file.with_name(f"{file.name}.report.json") for file in files]
+    reports += sorted({file.with_name(AUGMENT_REPORT) for file in files})
+    for path in reports:
         if path.is_file():
             with _readable(path):
                 report = json.loads(path.read_text(encoding="utf-8"))

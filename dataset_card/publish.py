@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, List
 from huggingface_hub import HfApi
 
+from .augment.report import SHEET as SHEET_OF_FOLDER
 from .card import CONTACT_SHEET, SHEET_OF_AUGMENTED, write_dataset_card
 from .construction import REPORT
 from .croissant import CROISSANT, write_croissant
@@ -27,7 +28,7 @@ AUGMENTED = {
     "enriched_title": lambda titles: pc.not_equal(pc.utf8_trim_whitespace(titles), ""),
     "expanded_images": lambda pictures: pc.greater(pc.list_value_length(pictures), 0),
 }
-BESIDE_DATA = [CARD, CROISSANT, REPORT, CONTACT_SHEET, f"products*.parquet{SHEET_OF_AUGMENTED}"]
+BESIDE_DATA = [CARD, CROISSANT, REPORT, CONTACT_SHEET, SHEET_OF_FOLDER, f"products*.parquet{SHEET_OF_AUGMENTED}"]
 
 
 def push_dataset(folder: str | os.PathLike, repo: str, private: bool = False, license: str | None = None) -> str:

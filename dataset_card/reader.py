@@ -164,6 +164,29 @@ def join(
     )
 
 
+def table_files(path: Paths, kind: str) -> list[Path]:
+    """Find the files of a table.
+
+    Args:
+        path: a Parquet file, a glob, a folder, or a list of them. Of a folder, the files named KIND*.parquet are
+            taken, or every Parquet file where none has such a name.
+        kind: "products" or "queries".
+
+    Raises:
+        FileNotFoundError: no Parquet file there.
+    """
+    if not isinstance(path, str | os.PathLike):
+        return [file for part in path for file in table_files(part, kind)]
+    place = Path(path)
+    if place.is_dir():
+        files = sorted(place.glob(f"{kind}*.parquet")) or sorted(place.glob("*.parquet"))
+    else:
+        files = [place] if place.exists() else [Path(file) for file in sorted(glob(str(path), recursive=True))]
+    if not files:
+        raise FileNotFoundError(f"{path}: no Parquet file there; give a file, a glob or a folder that holds {kind}")
+    return files
+
+
 def _title_key(title: str, product_id: str) -> int:
     normalised = normalise_title(title)
     return _key("title", normalised) if normalised else _key("untitled", product_id)
@@ -176,7 +199,7 @@ def _key(kind: str, text: str) -> int:
 
 def _read(path: Paths, kind: str, conform: Conform) -> tuple[Dataset, list[tuple[str, int]]]:
     """The conformed rows of all files, and (name, number of rows) of each file."""
-    files = _files(path, kind)
+    files = table_files(path, kind)
     same_name = len({file.name for file in files}) < len(files)
     labels = [str(file) if same_name else file.name for file in files]
     parts = [Dataset.from_file(str(_cached(file, label, conform))) for file, label in zip(files, labels, strict=True)]
@@ -189,19 +212,6 @@ def _read(path: Paths, kind: str, conform: Conform) -> tuple[Dataset, list[tuple
                 )
     names = [(label, len(part)) for label, part in zip(labels, parts, strict=True)]
     return datasets.concatenate_datasets(parts), names
-
-
-def _files(path: Paths, kind: str) -> list[Path]:
-    if not isinstance(path, str | os.PathLike):
-        return [file for part in path for file in _files(part, kind)]
-    place = Path(path)
-    if place.is_dir():
-        files = sorted(place.glob(f"{kind}*.parquet")) or sorted(place.glob("*.parquet"))
-    else:
-        files = [place] if place.exists() else [Path(file) for file in sorted(glob(str(path), recursive=True))]
-    if not files:
-        raise FileNotFoundError(f"{path}: no Parquet file there; give a file, a glob or a folder that holds {kind}")
-    return files
 
 
 def _cached(file: Path, label: str, conform: Conform) -> Path:

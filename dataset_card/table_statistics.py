@@ -143,6 +143,12 @@ def file_pattern(files: Sequence[Path]) -> str:
     return files[0].name if number is None else f"{stem}-[0-9]*.parquet"
 
 
+def split_of(file: Path) -> str | None:
+    """The split in the name of a data file, "train" where there is none; None for a file that is not named as one."""
+    name = _FILE_NAME.fullmatch(file.name)
+    return None if name is None else name[2] or "train"
+
+
 def is_for_training(split: str) -> bool:
     """Whether a split is one to learn from; all others are held out to be judged on."""
     return split.startswith("train")

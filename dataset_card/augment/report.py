@@ -13,6 +13,7 @@ from ..contact_sheet import contact_sheet
 from ..shards import Tally
 from .expansion import read_first
 
+REPORT, PAGE, SHEET = "augment_report.json", "augment_report.md", "augment_contact_sheet.png"  # of a folder
 SHEET_ROWS = 12
 GROUPS = {
     "title": ("Titles", "title: "),
@@ -23,18 +24,23 @@ GROUPS = {
 }
 
 
-def merge_notes(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts and mean scores over all parts of a run.
-
-    Args:
-        notes: of each part, its `tally` and `numbers`.
-    """
+def join_notes(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One `tally` and `numbers` out of those of several parts, in their order."""
     tally, sums = Tally(), {}
     for note in notes:
         tally.merge(note["tally"])
         for name, value in note["numbers"].items():
             sums[name] = sums.get(name, 0) + value
-    counts = tally.as_json()
+    return {"tally": tally.as_json(), "numbers": sums}
+
+
+def counts_of(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts and mean scores over a run, as they stand in its report.
+
+    Args:
+        notes: of each file, its `tally` and `numbers`.
+    """
+    counts, sums = join_notes(notes).values()
     report: dict[str, Any] = {
         name: {key.removeprefix(prefix): value for key, value in counts.items() if key.startswith(prefix)}
         for name, (_, prefix) in GROUPS.items()
@@ -53,9 +59,13 @@ def markdown(report: Mapping[str, Any], name: str) -> str:
 
     Args:
         report: as `augment` returns it.
-        name: of the file that was written.
+        name: of the file or folder that was written.
     """
     lines = [f"# {name}", "", f"{report['products']:,} products in {report['seconds']:,} s.", ""]
+    if len(report["files"]) > 1 or report["left_out"]:
+        lines += ["## Files", "", "| | rows |", "|---|---|"]
+        lines += [f"| {_cell(file)} | {rows:,} |" for file, rows in report["files"].items()]
+        lines += [f"| {_cell(file)} | held out to be judged on: left out |" for file in report["left_out"]] + [""]
     for key, (heading, _) in GROUPS.items():
         if report[key]:
             lines += [f"## {heading}", "", "| | rows | for example |", "|---|---|---|"]
@@ -78,7 +88,7 @@ def markdown(report: Mapping[str, Any], name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary(report: Mapping[str, Any], out: Path) -> str:
+def summary(report: Mapping[str, Any], page: Path, sheet: Path) -> str:
     """A few lines on what was done and where to look."""
 
     def rows(name: str) -> int:
@@ -91,30 +101,33 @@ def summary(report: Mapping[str, Any], out: Path) -> str:
     ]
     if unreadable := report["unreadable_images"]["rows"]:
         lines.append(f"note: {unreadable:,} pictures cannot be read; their products came out without variants")
-    return "\n".join([*lines, f"look at {out}.report.md and {out.name}.contact.png"])
+    return "\n".join([*lines, f"look at {page} and {sheet.name}"])
 
 
-def draw_sheet(out: Path, path: Path, max_side: int) -> None:
+def draw_sheet(files: Sequence[Path], path: Path, name: str, max_side: int) -> None:
     """A contact sheet of some products, from the whole length of the catalogue: before, then what was made of it.
 
     Args:
-        out: the augmented catalogue.
+        files: the augmented catalogue.
         path: PNG file to write.
+        name: of the catalogue.
         max_side: pixels, of pictures as they are read.
     """
-    parquet = pq.ParquetFile(out)
-    wanted = np.unique(np.linspace(0, parquet.metadata.num_rows - 1, SHEET_ROWS).astype(int))
+    parquets = [pq.ParquetFile(file) for file in files]
+    last = sum(parquet.metadata.num_rows for parquet in parquets) - 1
+    wanted = np.unique(np.linspace(0, last, SHEET_ROWS).astype(int))
     sheet, start = [], 0
-    columns = [name for name in ("product_id", "title", "enriched_title", "images", "expanded_images")
-               if name in parquet.schema_arrow.names]  # fmt: skip
-    for group in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(group).num_rows
-        here = wanted[(wanted >= start) & (wanted < start + rows)] - start
-        if len(here):
-            for product in parquet.read_row_group(group, columns).take(here).to_pylist():
-                sheet.append(_sheet_row(product, out.parent, max_side))
-        start += rows
-    contact_sheet(sheet, path, f"{out.name}: each product before and after")
+    for file, parquet in zip(files, parquets, strict=True):
+        columns = [name for name in ("product_id", "title", "enriched_title", "images", "expanded_images")
+                   if name in parquet.schema_arrow.names]  # fmt: skip
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            here = wanted[(wanted >= start) & (wanted < start + rows)] - start
+            if len(here):
+                for product in parquet.read_row_group(group, columns).take(here).to_pylist():
+                    sheet.append(_sheet_row(product, file.parent, max_side))
+            start += rows
+    contact_sheet(sheet, path, f"{name}: each product before and after")
 
 
 def _sheet_row(product: Mapping[str, Any], folder: Path, max_side: int) -> tuple[list, list[str]]:

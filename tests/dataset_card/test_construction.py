@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from moon2_dataset.augment.arguments import AugmentArguments
+from moon2_dataset.augment.pipeline import augment
 from moon2_dataset.build.builder import BuildArguments, build_dataset
 from moon2_dataset.card import write_dataset_card
 from moon2_dataset.construction import read_augmentation, read_construction
@@ -91,6 +93,17 @@ def test_augmentation_is_told_of_all_parts_together(data_folder):
     file.with_name(f"{file.name}.report.json").write_text("{}")
     with pytest.raises(ValueError, match=r"products-train-00001.parquet.report.json: no report that can be read"):
         read_augmentation(files)
+
+
+def test_augmentation_of_a_folder_is_told(data_folder, tmp_path):
+    for file in data_folder.glob("*-test*"):
+        file.unlink()
+    arguments = AugmentArguments(input=str(data_folder), output=str(tmp_path / "augmented"), workers=1, variants=1)
+    report = augment(arguments, progress=False)
+    text = write_dataset_card(tmp_path / "augmented").read_text()
+    assert report["products"] == 16 and "| products | 16 |" in text
+    assert f"| **boxes of products found** | {report['core_regions']} |" in text
+    assert "Made with enricher template, variants 1" in text and "](augment_contact_sheet.png)" in text
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"arguments": 1, "catalogue": 2}'])

@@ -13,7 +13,10 @@ from moon2_dataset.publish import check_dataset_folder, push_dataset
 
 DATA = {"products-train-00000.parquet", "products-train-00001.parquet", "products-test.parquet",
         "queries-train.parquet", "queries-test.parquet"}  # fmt: skip
-BESIDE = {"README.md", "croissant.json", "contact_sheet.png", "products-train-00001.parquet.contact.png"}
+BESIDE = {
+    "README.md", "croissant.json", "contact_sheet.png", "augment_contact_sheet.png",
+    "products-train-00001.parquet.contact.png",
+}  # fmt: skip
 REPO = "datasets/me/shop"
 
 

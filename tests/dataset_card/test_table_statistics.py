@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from moon2_dataset.table_statistics import (
     is_for_training,
     product_statistics,
     query_statistics,
+    split_of,
     table_features,
 )
 
@@ -35,6 +37,10 @@ def test_files_by_table_and_split(saved_shop):
     assert file_pattern(found["products"]["train"]) == "products-train-[0-9]*.parquet"
     assert file_pattern(found["products"]["test"]) == "products-test.parquet"
     assert is_for_training("train") and not is_for_training("test")
+    for splits in found.values():
+        assert all(split_of(file) == split for split, files in splits.items() for file in files)
+    assert split_of(Path("products.parquet")) == split_of(Path("products-00000-of-00002.parquet")) == "train"
+    assert split_of(Path("catalogue-test.parquet")) is None
 
 
 @pytest.mark.parametrize(

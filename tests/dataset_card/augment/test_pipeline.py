@@ -13,9 +13,12 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from moon2_dataset import load_products
-from moon2_dataset.augment import pipeline
-from moon2_dataset.augment.pipeline import AugmentArguments, augment, main
+from moon2_dataset import load_product_queries, load_products
+from moon2_dataset.augment import stages
+from moon2_dataset.augment.arguments import AugmentArguments
+from moon2_dataset.augment.pipeline import augment, main
+from moon2_dataset.augment.run_files import ADDED
+from moon2_dataset.augment.variants import KINDS
 from moon2_dataset.demo_catalogue import render_demo_catalogue
 
 ROWS = 24
@@ -49,7 +52,7 @@ def augmented(shop, tmp_path_factory):
 
 def test_every_row_comes_out_as_it_was(shop, augmented):
     before, after = pq.read_table(shop), pq.read_table(augmented[1])
-    assert after.column_names == [*before.column_names, *pipeline.ADDED]
+    assert after.column_names == [*before.column_names, *ADDED]
     assert after.select(before.column_names).equals(before)
     assert len(load_products(augmented[1])) == ROWS  # and what was added fits the schema
 
@@ -65,7 +68,7 @@ def test_what_was_added(augmented):
         assert len(row["expanded_images"]) == 3
         for image in row["expanded_images"]:
             assert Image.open(io.BytesIO(image["bytes"])).format == "JPEG"
-            assert image["path"].rpartition("-")[0] in pipeline.KINDS
+            assert image["path"].rpartition("-")[0] in KINDS
     assert rows[11]["core_region"] == []  # its first picture is broken, and boxes are of the first
     assert sum(bool(row["core_region"]) for row in rows) == report["core_regions"] >= 18
     assert sum(found["rows"] for found in report["made"].values()) == 3 * (ROWS - 2)
@@ -95,8 +98,8 @@ def test_the_same_bytes_whatever_the_number_of_processes(shop, augmented, tmp_pa
 
 KILLED = """
 import sys
-from moon2_dataset.augment import pipeline
-number, kill = int(sys.argv[3]), pipeline.ShardWriter.close
+from moon2_dataset.augment import pipeline, run_files
+number, kill = int(sys.argv[3]), run_files.ShardWriter.close
 seen = 0
 def close(self, notes=None):
     global seen
@@ -105,7 +108,7 @@ def close(self, notes=None):
         print("now", flush=True)
         import time; time.sleep(60)
     kill(self, notes)
-pipeline.ShardWriter.close = close
+run_files.ShardWriter.close = close
 arguments = pipeline.AugmentArguments(input=sys.argv[1], output=sys.argv[2], workers=1, batch_rows=5)
 pipeline.augment(arguments, progress=False)
 """
@@ -131,7 +134,7 @@ def test_a_killed_run_goes_on(shop, augmented, tmp_path, number):
 def test_done_work_is_not_done_again_and_other_work_is_refused(shop, tmp_path, monkeypatch):
     out = tmp_path / "out.parquet"
     first = augment(arguments(shop, out, limit=3, variants=1), progress=False)
-    monkeypatch.setattr(pipeline, "expand_product", None)  # nothing may be expanded
+    monkeypatch.setattr(stages, "expand_product", None)  # nothing may be expanded
     assert augment(arguments(shop, out, limit=3, variants=1), progress=False) == first
     with pytest.raises(ValueError, match=r"was begun with variants=1, now 2; give the same again, another output, or"):
         augment(arguments(shop, out, limit=3, variants=2), progress=False)
@@ -146,7 +149,7 @@ def test_done_work_is_not_done_again_and_other_work_is_refused(shop, tmp_path, m
 def test_columns_that_are_there_are_replaced(augmented, tmp_path):
     report = augment(arguments(augmented[1], tmp_path / "again.parquet", limit=4, variants=1), progress=False)
     table = pq.read_table(tmp_path / "again.parquet")
-    assert report["replaced_columns"] == sorted(pipeline.ADDED)
+    assert report["replaced_columns"] == sorted(ADDED)
     assert table.column_names == pq.read_table(augmented[1]).column_names
     assert all(len(images) == 1 for images in table["expanded_images"].to_pylist())
 
@@ -177,27 +180,132 @@ def test_models_take_part(shop, tmp_path, qwen, tiny):
     ]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"enricher": "gpt"}, "enricher='gpt'; give one of template, vlm, none"),
-        ({"enricher": "vlm"}, "give the model with --vlm ID"),
-        ({"kinds": ["light", "fog"]}, "give one or more of background, framing, viewpoint, light, detail"),
-        ({"editor": "photoshop"}, "give none or diffusers:ID"),
-        ({"batch_rows": 0}, "batch_rows=0; give 1 or more"),
-        ({"input": "shop/products-test.parquet"}, "'test' in its name says that products are judged on it"),
-        ({"input": "validation_products.parquet"}, "give the training split, or --allow_held_out true"),
-    ],
-)
-def test_wrong_arguments_fail_at_once(change, message):
-    with pytest.raises(ValueError, match=message):
-        AugmentArguments(**{"input": "a.parquet", "output": "b.parquet"} | change)
-    if "input" in change:
-        AugmentArguments(output="b.parquet", allow_held_out=True, **change)
+SHARDS = (10, 9, 5)
+
+
+@pytest.fixture(scope="module")
+def shards(shop, tmp_path_factory):
+    """The catalogue of `shop` in a folder, in three files to learn from, beside others as the builder leaves them."""
+    folder = tmp_path_factory.mktemp("built") / "my-shop"
+    folder.mkdir()
+    table, start = pq.read_table(shop), 0
+    for number, rows in enumerate(SHARDS):
+        pq.write_table(table.slice(start, rows), folder / f"products-train-{number:05d}.parquet")
+        start += rows
+    pq.write_table(table.slice(0, 2), folder / "products-test-00000.parquet")
+    queries = pa.table({"query_id": ["q"], "text": ["mug"], "product_id": table["product_id"].slice(12, 1)})
+    pq.write_table(queries, folder / "queries-train-00000.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def augmented_shards(shards, tmp_path_factory):
+    """(report, folder) of a whole run over a folder."""
+    out = tmp_path_factory.mktemp("out") / "my-shop-augmented"
+    return augment(arguments(shards, out), progress=False), out
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+TRAIN = [f"products-train-{number:05d}.parquet" for number in range(len(SHARDS))]
+BESIDE = ["augment_contact_sheet.png", "augment_report.json", "augment_report.md"]
+
+
+def test_a_folder_is_one_catalogue(shards, augmented, augmented_shards):
+    report, out = augmented_shards
+    assert names(out) == [*BESIDE, *TRAIN]
+    tables = [pq.read_table(out / name) for name in TRAIN]
+    assert tuple(map(len, tables)) == SHARDS
+    # one lexicon and one chance: what comes out does not depend on how the catalogue is dealt into files
+    assert pa.concat_tables(tables).equals(pq.read_table(augmented[1]))
+    assert len(load_products(out)) == ROWS
+    assert len(load_product_queries(out, shards / "queries-train-*.parquet")) == 1
+
+
+def test_the_report_of_a_folder_adds_up(augmented, augmented_shards):
+    report, out = augmented_shards
+    assert report["files"] == dict(zip(TRAIN, SHARDS, strict=True))
+    assert report["left_out"] == ["products-test-00000.parquet"]
+    whole = augmented[0]
+    for name in ("products", "title", "rejected", "subject", "made", "dropped", "core_regions", "unreadable_images"):
+        assert report[name] == whole[name], name
+    assert json.loads((out / "augment_report.json").read_text()) == report
+    page = (out / "augment_report.md").read_text()
+    assert "| products-train-00001.parquet | 9 |" in page
+    assert "| products-test-00000.parquet | held out to be judged on: left out |" in page
+    with Image.open(out / "augment_contact_sheet.png") as sheet:
+        assert np.asarray(sheet.convert("L")).std() > 10
+
+
+@pytest.mark.parametrize("number", [3, 5, 8])  # while the first file is put together, in the second, while the last is
+def test_a_killed_run_over_a_folder_goes_on(shards, augmented_shards, tmp_path, number):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(shards), str(out), str(number)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "now\n"
+        process.send_signal(signal.SIGKILL)
+    finished = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    assert sorted(finished) == TRAIN[: (number - 1) // 3]  # two parts and their file
+    report = augment(arguments(shards, out), progress=False)
+    assert names(out) == [*BESIDE, *TRAIN]
+    for name in TRAIN:
+        assert (out / name).read_bytes() == (augmented_shards[1] / name).read_bytes()
+        assert name not in finished or (out / name).stat().st_mtime_ns == finished[name]
+    seconds = {"seconds": report["seconds"]}
+    assert report == augmented_shards[0] | seconds
+
+
+def test_a_finished_folder_is_not_done_again(shards, tmp_path, monkeypatch):
+    out, options = tmp_path / "out", {"limit": 12, "variants": 1}
+    first = augment(arguments(shards, out, **options), progress=False)
+    assert first["files"] == {TRAIN[0]: 10, TRAIN[1]: 2}
+    monkeypatch.setattr(stages, "expand_product", None)  # nothing may be expanded
+    assert augment(arguments(shards, out, **options), progress=False) == first
+    with pytest.raises(ValueError, match="was begun with other files, or they have changed since; give the same"):
+        augment(arguments(shards / "*-00001.parquet", out, **options), progress=False)
+    (out / TRAIN[1]).unlink()
+    with pytest.raises(ValueError, match=f"{TRAIN[1]} of a finished run is missing; make it again with --overwrite"):
+        augment(arguments(shards, out, **options), progress=False)
+    monkeypatch.undo()
+    augment(arguments(shards, out, overwrite=True, **options), progress=False)
+    assert names(out) == [*BESIDE, *TRAIN[:2]]
+    with pytest.raises(ValueError, match=f"out holds {TRAIN[1]}, which would be read with what is made; give another"):
+        augment(arguments(shards / TRAIN[0], out, overwrite=True), progress=False)
+
+
+def test_pictures_are_found_beside_the_file_that_names_them(shop, tmp_path):
+    """Two files in two folders, each with a picture of the same relative path."""
+    inputs = []
+    for number, row in enumerate(pq.read_table(shop).slice(0, 2).to_pylist()):
+        folder = tmp_path / f"part-{number}"
+        folder.mkdir()
+        (folder / "picture.jpg").write_bytes(row["images"][0]["bytes"])
+        table = pa.table({"product_id": [row["product_id"]], "title": [row["title"]], "images": [["picture.jpg"]]})
+        pq.write_table(table, folder / f"products-train-{number}.parquet")
+        inputs.append(str(folder / f"products-train-{number}.parquet"))
+    augment(arguments(shop, tmp_path / "out", input=inputs), progress=False)
+    made = pa.concat_tables(pq.read_table(tmp_path / "out" / f"products-train-{number}.parquet") for number in (0, 1))
+    assert [len(images) for images in made["expanded_images"].to_pylist()] == [3, 3]
+    assert made["expanded_images"][0] != made["expanded_images"][1]
+
+
+def test_wrong_outputs_of_several_files_are_named(shards, tmp_path):
+    with pytest.raises(ValueError, match="out.parquet is one file, but 3 are to be augmented; give a folder"):
+        augment(arguments(shards, tmp_path / "out.parquet"))
+    with pytest.raises(ValueError, match="give a folder other than the input"):
+        augment(arguments(shards, shards))
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match="out is a file; give a folder, or a Parquet file"):
+        augment(arguments(shards, tmp_path / "out"))
+    with pytest.raises(ValueError, match="products-test-00000.parquet: 'test' in its name says"):
+        augment(arguments(shards / "products-*.parquet", tmp_path / "other"))
+    assert names(tmp_path) == ["out"]
 
 
 def test_wrong_files_are_named(shop, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing.parquet: no such file"):
+    with pytest.raises(FileNotFoundError, match="nothing.parquet: no Parquet file there"):
         augment(arguments(tmp_path / "nothing.parquet", tmp_path / "out.parquet"))
     with pytest.raises(ValueError, match="give a Parquet file other than the input"):
         augment(arguments(shop, shop))
@@ -215,3 +323,14 @@ def test_the_command_takes_two_names(shop, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("2 products: ") and "4 variants made" in printed
     assert json.loads((tmp_path / "out.parquet.report.json").read_text())["made_from"]["variants"] == 2
+
+
+def test_the_command_takes_a_folder_and_what_a_shell_makes_of_a_glob(shards, tmp_path, capsys):
+    options = ["--workers", "1", "--variants", "1", "--enricher", "none"]
+    main([str(shards), str(tmp_path / "folder"), *options])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"takes {', '.join(TRAIN)}\nleaves products-test-00000.parquet: held out")
+    assert f"look at {tmp_path / 'folder' / 'augment_report.md'} and augment_contact_sheet.png" in printed
+    main([*(str(shards / name) for name in TRAIN), str(tmp_path / "listed"), *options])
+    for name in TRAIN:
+        assert (tmp_path / "listed" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
