@@ -19,9 +19,7 @@ class AugmentArguments:
     """
 
     input: list[str] = field(
-        metadata={
-            "help": "Products: Parquet files, a glob, or a folder, of which what is held out is left."
-        }
+        metadata={"help": "Products: Parquet files, a glob, or a folder, of which what is held out is left."}
     )
     output: str = field(
         metadata={

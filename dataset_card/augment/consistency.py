@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
+from .model_failures import ModelFailures, described
+
 DUAL_ENCODERS = ("clip", "siglip", "siglip2", "chinese_clip", "align", "altclip", "metaclip_2")
+
+
+Encode = Callable[[list], Tensor]
 
 
 class Verdict(NamedTuple):
@@ -64,6 +69,7 @@ class Scorer:
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         self.model.to(device)
         self.batch_size = batch_size
+        self.failures = ModelFailures(f"scorer {model_id}")
         self.is_moon2 = config.model_type == "moon2"
 
     def score(self, images: Sequence[Image.Image], titles: Sequence[str]) -> np.ndarray:
@@ -74,30 +80,55 @@ class Scorer:
             titles: N titles.
 
         Returns:
-            (N,) float32, −1 to 1; NaN where the title is blank.
+            (N,) float32, −1 to 1; NaN where the title is blank, or the model failed, for the reason in
+            `failures.reasons`.
 
         Raises:
-            ValueError: there are not as many titles as pictures.
+            ValueError: there are not as many titles as pictures, or the model fails at every one.
         """
         if len(images) != len(titles):
             raise ValueError(f"{len(images)} pictures but {len(titles)} titles; give one title for each")
         scores = np.full(len(images), np.nan, dtype=np.float32)
         rows = [row for row, title in enumerate(titles) if title.strip()]
-        if not rows:
-            return scores
-        distinct = {title: place for place, title in enumerate(dict.fromkeys(titles[row] for row in rows))}
-        texts = self._encode(list(distinct), self._encode_texts)
-        pictures = self._encode([images[row].convert("RGB") for row in rows], self._encode_images)
-        texts = texts[torch.tensor([distinct[titles[row]] for row in rows])]
-        scores[rows] = (pictures * texts).sum(dim=-1).numpy()
+        distinct = list(dict.fromkeys(titles[row] for row in rows))
+        with self.failures.batch():
+            texts = dict(zip(distinct, self._encode(distinct, self._encode_texts), strict=True))
+            pictures = self._encode([images[row].convert("RGB") for row in rows], self._encode_images)
+            for row, picture in zip(rows, pictures, strict=True):
+                both = picture, texts[titles[row]]
+                if failed := [vector for vector in both if isinstance(vector, str)]:
+                    self.failures.failure(row, failed[0])
+                    continue
+                scores[row] = float(both[0] @ both[1])
+                if np.isnan(scores[row]):
+                    self.failures.failure(row, "the score is not a number")
+                else:
+                    self.failures.success()
         return scores
 
+    def _encode(self, items: list, encode: Encode) -> list[Tensor | str]:
+        """For every item its vector (D,), float32 on the CPU and normalised, or what went wrong with it.
+
+        A batch that fails is tried again item by item.
+        """
+        vectors: list[Tensor | str] = []
+        for start in range(0, len(items), self.batch_size):
+            batch = items[start : start + self.batch_size]
+            tried = self._try(batch, encode)
+            if isinstance(tried, str) and len(batch) > 1:
+                for item in batch:
+                    alone = self._try([item], encode)
+                    vectors += [alone] if isinstance(alone, str) else alone
+            else:
+                vectors += [tried] if isinstance(tried, str) else tried
+        return vectors
+
     @torch.inference_mode()
-    def _encode(self, items: list, encode) -> Tensor:
-        """(len(items), D) float32 on the CPU, normalised."""
-        starts = range(0, len(items), self.batch_size)
-        parts = [encode(items[start : start + self.batch_size]).float().cpu() for start in starts]
-        return normalize(torch.cat(parts), dim=-1)
+    def _try(self, batch: list, encode: Encode) -> list[Tensor] | str:
+        try:
+            return list(normalize(encode(batch).float().cpu(), dim=-1))
+        except Exception as error:  # whatever a model's own code raises; it must not cost a run of days
+            return described(error)
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
         if self.is_moon2:

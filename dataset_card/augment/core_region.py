@@ -92,7 +92,11 @@ class GroundingDetector:
             titles: N titles of the products to look for.
 
         Returns:
-            N boxes [left, top, right, bottom] in shares; [] where the answer has none that can be used.
+            N boxes [left, top, right, bottom] in shares; [] where the answer has none that can be used, or the model
+            failed, for the reason in `vlm.failures.reasons`.
+
+        Raises:
+            ValueError: the model fails at every picture.
         """
         prompts = [PROMPT.format(title=" ".join(title.split())) for title in titles]
         answers = self.vlm.generate(prompts, [[image] for image in images])

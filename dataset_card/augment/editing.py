@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
+from .model_failures import ModelFailures
+
 _UNCHANGED = (
     "Keep the product exactly as it is: the same shape, colours, pattern, material, proportions, logos and lettering."
 )
@@ -61,11 +63,12 @@ class DiffusersEditor:
             raise ValueError(f"editor {model_id}: a {type(pipeline).__name__} takes no image; give one that edits")
         self.pipeline = pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
+        self.failures = ModelFailures(f"editor {model_id}")
         self.options = {} if steps is None else {"num_inference_steps": steps}
 
     def edit(
         self, main_images: Sequence[Image.Image], titles: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]
-    ) -> list[Image.Image]:
+    ) -> list[Image.Image | None]:
         """Edit pictures one by one, so that each depends on its own seed alone.
 
         Args:
@@ -75,15 +78,26 @@ class DiffusersEditor:
             seeds: N seeds.
 
         Returns:
-            N pictures of the size of theirs, RGB.
+            N pictures of the size of theirs, RGB; None where the pipeline failed, for the reason in
+            `failures.reasons`.
+
+        Raises:
+            ValueError: the pipeline fails at every picture.
         """
-        edited = []
-        for image, title, prompt, seed in zip(main_images, titles, prompts, seeds, strict=True):
+        with self.failures.batch():
+            items = zip(main_images, titles, prompts, seeds, strict=True)
+            return [self._edited(number, *item) for number, item in enumerate(items)]
+
+    def _edited(self, number: int, image: Image.Image, title: str, prompt: str, seed: int) -> Image.Image | None:
+        try:
             made = self.pipeline(
                 image=image.convert("RGB"),
                 prompt=prompt.replace("{title}", title),
                 generator=torch.Generator("cpu").manual_seed(seed),  # the same noise on every device
                 **self.options,
             ).images[0]
-            edited.append(made.convert("RGB").resize(image.size, Image.Resampling.LANCZOS))
-        return edited
+        except Exception as error:  # whatever a pipeline's own code raises; it must not cost a run of days
+            self.failures.failure(number, error)
+            return None
+        self.failures.success()
+        return made.convert("RGB").resize(image.size, Image.Resampling.LANCZOS)

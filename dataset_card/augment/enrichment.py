@@ -87,7 +87,10 @@ class VlmEnricher:
             images: of each product, for the model to look at.
 
         Returns:
-            N titles; "" where the model failed, for the reason in `vlm.errors`.
+            N titles; "" where the answer holds none, or the model failed, for the reason in `vlm.failures.reasons`.
+
+        Raises:
+            ValueError: the model fails at every product.
         """
         images = [[]] * len(products) if images is None else images
         found = product_entities(products, self.lexicon, self.spacy)

@@ -21,6 +21,8 @@ GROUPS = {
     "subject": ("How the product was found in its picture", "subject: "),
     "made": ("Variants made", "made: "),
     "dropped": ("Variants dropped", "dropped: "),
+    "box": ("Boxes asked of the model", "box: "),
+    "failed": ("What models failed at", "failed: "),
 }
 
 
@@ -101,6 +103,8 @@ def summary(report: Mapping[str, Any], page: Path, sheet: Path) -> str:
     ]
     if unreadable := report["unreadable_images"]["rows"]:
         lines.append(f"note: {unreadable:,} pictures cannot be read; their products came out without variants")
+    if failed := rows("failed"):
+        lines.append(f"note: models failed {failed:,} times; the report says at what, and why")
     return "\n".join([*lines, f"look at {page} and {sheet.name}"])
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,18 @@ from .subject import Segmenter, Subject, extract_subject
 from .vision_language import VisionLanguageModel
 
 TEXTS = ("product_id", "title", "description", "category_path", "attributes")
+
+
+class Started(NamedTuple):
+    """A batch whose pictures are being worked on.
+
+    Attributes:
+        pictures: of each product.
+        not_segmented: rows at which the segmentation model failed, with the reason.
+    """
+
+    pictures: list[Future[Expanded]]
+    not_segmented: dict[int, str]
 
 
 class Stages:
@@ -67,24 +79,28 @@ class Stages:
             wants_main_image=self.editor is not None,
         )
 
-    def start(self, table: pa.Table, source: Path) -> list[Future[Expanded]]:
+    def start(self, table: pa.Table, source: Path) -> Started:
         """Hand the pictures of a batch to the workers.
 
         Args:
             table: the batch.
             source: the file that it is of, for messages and relative paths.
+
+        Raises:
+            ValueError: the segmentation model fails at every picture.
         """
         checked = conform_products(table.drop_columns([n for n in ADDED if n in table.column_names]), source.name)
         wanted = replace(self.expansion, folder=source.parent)
-        submitted = []
-        for product_id, images in zip(checked["product_id"], checked["images"], strict=True):
-            images = images.as_py()
-            subject = self._segmented(images, source.parent)
-            submitted.append(self.workers.submit(expand_product, product_id.as_py(), images, wanted, subject))
-        return submitted
+        ids, images = checked["product_id"].to_pylist(), [of_product.as_py() for of_product in checked["images"]]
+        subjects, not_segmented = self._segmented(images, source.parent)
+        pictures = [
+            self.workers.submit(expand_product, product_id, of_product, wanted, subject)
+            for product_id, of_product, subject in zip(ids, images, subjects, strict=True)
+        ]
+        return Started(pictures, not_segmented)
 
     def finish(
-        self, table: pa.Table, source: Path, started: Sequence[Future[Expanded]], tally: Tally
+        self, table: pa.Table, source: Path, started: Started, tally: Tally
     ) -> tuple[dict[str, list], dict[str, float]]:
         """Collect the pictures of a batch, let the models work on it, and count.
 
@@ -95,10 +111,15 @@ class Stages:
 
         Returns:
             The added columns, and sums over the batch.
+
+        Raises:
+            ValueError: a model fails at all it is given.
         """
         texts = conform_products(table.select([n for n in TEXTS if n in table.column_names]), source.name)
         products = texts.to_pylist()
-        expanded = [future.result() for future in started]
+        expanded = [future.result() for future in started.pictures]
+        for row, reason in started.not_segmented.items():
+            _count_failure(tally, "segmentation", products[row], reason)
         for product, of_product in zip(products, expanded, strict=True):
             tally.add(f"subject: {of_product.method}")
             for number, reason in of_product.unreadable:
@@ -110,7 +131,7 @@ class Stages:
                 tally.add(f"made: {kind}")
         numbers = self._drop_inconsistent(products, expanded, variants, tally)
         titles = self._enrich(products, expanded, tally)
-        regions = self._regions(products, expanded)
+        regions = self._regions(products, expanded, tally)
         tally.add("core region", rows=sum(bool(region) for region in regions))
         images = [
             [{"bytes": data, "path": f"{kind}-{place}.jpg"} for place, (kind, data) in enumerate(of_product)]
@@ -118,12 +139,26 @@ class Stages:
         ]
         return {"enriched_title": titles, "expanded_images": images, "core_region": regions}, numbers
 
-    def _segmented(self, images: Sequence[Mapping[str, Any]], folder: Path) -> Subject | None:
-        """The subject by the segmentation model, where there is one; models do not go into worker processes."""
+    def _segmented(
+        self, images: Sequence[Sequence[Mapping[str, Any]]], folder: Path
+    ) -> tuple[list[Subject | None], dict[int, str]]:
+        """The subjects by the segmentation model, where there is one; models do not go into worker processes."""
+        subjects: list[Subject | None] = [None] * len(images)
         if self.segmenter is None:
-            return None
-        _, picture, _ = read_first(images, folder, self.arguments.max_side)
-        return None if picture is None else extract_subject(picture, self.segmenter)
+            return subjects, {}
+        failures = self.segmenter.failures
+        with failures.batch():
+            for row, of_product in enumerate(images):
+                _, picture, _ = read_first(of_product, folder, self.arguments.max_side)
+                if picture is None:
+                    continue
+                try:
+                    subjects[row] = extract_subject(picture, self.segmenter)
+                except Exception as error:  # whatever a model's own code raises; the worker finds the product without
+                    failures.failure(row, error)
+                else:
+                    failures.success(subjects[row].method != "alpha")  # which needs no model
+        return subjects, failures.reasons
 
     def _edit(
         self,
@@ -134,19 +169,21 @@ class Stages:
     ) -> None:
         if self.editor is None or not self.arguments.edits:
             return
-        rows = [row for row, of_product in enumerate(expanded) if of_product.main_image is not None]
-        kinds = list(PROMPTS)
-        for row in rows:
-            picture = _decode(expanded[row].main_image)
-            chosen = [kinds[number % len(kinds)] for number in range(self.arguments.edits)]
-            title = products[row]["title"]
-            edited = self.editor.edit(
-                [picture] * len(chosen),
-                [title] * len(chosen),
-                [PROMPTS[kind] for kind in chosen],
-                [self.arguments.seed + number for number in range(len(chosen))],
-            )
-            variants[row] += [(f"edited-{kind}", to_jpeg(e)) for kind, e in zip(chosen, edited, strict=True)]
+        kinds = [list(PROMPTS)[number % len(PROMPTS)] for number in range(self.arguments.edits)]
+        pictures = {row: _decode(e.main_image) for row, e in enumerate(expanded) if e.main_image is not None}
+        wanted = [(row, number, kind) for row in pictures for number, kind in enumerate(kinds)]
+        edited = self.editor.edit(
+            [pictures[row] for row, _, _ in wanted],
+            [products[row]["title"] for row, _, _ in wanted],
+            [PROMPTS[kind] for _, _, kind in wanted],
+            [self.arguments.seed + number for _, number, _ in wanted],
+        )
+        for (row, _, kind), picture in zip(wanted, edited, strict=True):
+            if picture is not None:
+                variants[row].append((f"edited-{kind}", to_jpeg(picture)))
+        for item, reason in self.editor.failures.reasons.items():
+            row, _, kind = wanted[item]
+            _count_failure(tally, f"edit {kind}", products[row], reason)
 
     def _drop_inconsistent(
         self,
@@ -168,13 +205,20 @@ class Stages:
                 titles.append(product["title"])
                 places.append((row, column))
         scores = np.full((len(products), width + 1), np.nan, dtype=np.float32)
+        not_scored = np.zeros((len(products), width), dtype=bool)
         if places:
             scores[tuple(zip(*places, strict=True))] = self.scorer.score(pictures, titles)
+            for item, reason in self.scorer.failures.reasons.items():
+                row, column = places[item]
+                _count_failure(tally, "score", products[row], reason)
+                if column:
+                    not_scored[row, column - 1] = True
         arguments = self.arguments
         verdict = keep_consistent(scores[:, 0], scores[:, 1:], arguments.score_threshold, arguments.score_margin)
         for reason, dropped in (("threshold", verdict.under_threshold), ("original", verdict.under_original)):
             tally.add(f"dropped: under the {reason}", rows=int(dropped.sum()))
         unjudged = np.isnan(scores[:, 0])
+        tally.add("dropped: not scored", rows=int(not_scored[~unjudged].sum()))
         for row, of_product in enumerate(variants):
             if not unjudged[row]:
                 variants[row] = [v for v, kept in zip(of_product, verdict.kept[row], strict=False) if kept]
@@ -191,8 +235,15 @@ class Stages:
             return [""] * len(products)
         pictures = [[_decode(e.picture)] if e.picture and self.vlm is not None else [] for e in expanded]
         titles = self.enricher.enrich(products, pictures)
+        by_vlm = isinstance(self.enricher, VlmEnricher)
+        failed = self.vlm.failures.reasons if by_vlm else {}
         for row, (title, product) in enumerate(zip(titles, products, strict=True)):
-            if not title:
+            if row in failed:
+                tally.add("title: the model failed")
+                _count_failure(tally, "title", product, failed[row])
+            elif not title and by_vlm:
+                tally.add("title: none in the answer", f"product {product['product_id']}")
+            elif not title:
                 tally.add("title: none")
             elif title == product["title"]:
                 tally.add("title: unchanged")
@@ -204,7 +255,9 @@ class Stages:
                 tally.add("title: enriched")
         return titles
 
-    def _regions(self, products: Sequence[Mapping[str, Any]], expanded: Sequence[Expanded]) -> list[list[float]]:
+    def _regions(
+        self, products: Sequence[Mapping[str, Any]], expanded: Sequence[Expanded], tally: Tally
+    ) -> list[list[float]]:
         if self.arguments.core_region == "none":
             return [[] for _ in products]
         if self.detector is None:
@@ -214,9 +267,22 @@ class Stages:
             [_decode(expanded[row].picture) for row in rows], [products[row]["title"] for row in rows]
         )
         regions: list[list[float]] = [[] for _ in products]
+        failed = {rows[item]: reason for item, reason in self.vlm.failures.reasons.items()}
+        tally.add("box: no picture", rows=len(products) - len(rows))
         for row, box in zip(rows, boxes, strict=True):
             regions[row] = box
+            if row in failed:
+                tally.add("box: the model failed")
+                _count_failure(tally, "box", products[row], failed[row])
+            elif box:
+                tally.add("box: found")
+            else:
+                tally.add("box: none in the answer", f"product {products[row]['product_id']}")
         return regions
+
+
+def _count_failure(tally: Tally, what: str, product: Mapping[str, Any], reason: str) -> None:
+    tally.add(f"failed: {what}: {reason.partition(':')[0]}", f"product {product['product_id']}: {reason}")
 
 
 @contextmanager

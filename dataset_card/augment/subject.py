@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from .model_failures import ModelFailures
+
 WORKING_SIDE = 192  # pixels; enough to see an outline, small enough for GrabCut
 LEAST_AREA, MOST_AREA = 0.01, 0.98  # shares of the picture; outside of them nothing was found
 LEAST_PART = 0.06  # of the largest part's area; smaller parts are dirt, larger ones are the other shoe
@@ -244,6 +246,7 @@ class Segmenter:
                 f"segmenter {model_id}: cannot be loaded ({' '.join(str(error).split())}); give a folder or Hub id "
                 "that AutoModelForSemanticSegmentation loads"
             ) from error
+        self.failures = ModelFailures(f"segmenter {model_id}")
         self.model = model.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
 
     def mask(self, image: Image.Image) -> np.ndarray:

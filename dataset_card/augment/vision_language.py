@@ -12,6 +12,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from .model_failures import ModelFailures
+
 BATCHES_PER_WINDOW = 64  # items are sorted by size within a window; its pictures are all in memory anyway
 
 
@@ -48,7 +50,7 @@ class VisionLanguageModel:
         self.device = torch.device(device or _accelerator())
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
-        self.errors: dict[int, str] = {}  # of the latest `generate`: number of the item -> what went wrong
+        self.failures = ModelFailures(f"vlm {model_id}")
         try:
             self.processor = load_processor(model_id)
             model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=_dtype(dtype, self.device))
@@ -75,9 +77,9 @@ class VisionLanguageModel:
     def generate(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[str]:
         """Answer every prompt.
 
-        A batch that fails is tried again item by item. An item that fails alone is answered "", and `errors` says
-        why. Control tokens of the model within a prompt are broken up, so that a product's text cannot pose as a
-        picture or as another speaker.
+        A batch that fails is tried again item by item. An item that fails alone is answered "", and
+        `failures.reasons` says why. Control tokens of the model within a prompt are broken up, so that a product's
+        text cannot pose as a picture or as another speaker.
 
         Args:
             prompts: N texts.
@@ -87,21 +89,21 @@ class VisionLanguageModel:
             N answers without prompt and control tokens, in the order of the prompts.
 
         Raises:
-            ValueError: there are not as many lists of pictures as prompts.
+            ValueError: there are not as many lists of pictures as prompts, or the model fails at every item.
         """
         if len(prompts) != len(images):
             raise ValueError(f"{len(prompts)} prompts but pictures for {len(images)}; give one list for each prompt")
-        self.errors = {}
         answers = [""] * len(prompts)
         window = self.batch_size * BATCHES_PER_WINDOW
-        for start in range(0, len(prompts), window):
-            rows = sorted(range(start, min(start + window, len(prompts))), key=lambda i: _size(prompts[i], images[i]))
-            with_pictures = [row for row in rows if len(images[row])]
-            without = [row for row in rows if not len(images[row])]  # many processors take no batch of both
-            for kind in (with_pictures, without):
-                for first in range(0, len(kind), self.batch_size):
-                    batch = kind[first : first + self.batch_size]
-                    self._answer(batch, prompts, images, answers)
+        with self.failures.batch():
+            for start in range(0, len(prompts), window):
+                rows = range(start, min(start + window, len(prompts)))
+                rows = sorted(rows, key=lambda i: _size(prompts[i], images[i]))
+                with_pictures = [row for row in rows if len(images[row])]
+                without = [row for row in rows if not len(images[row])]  # many processors take no batch of both
+                for kind in (with_pictures, without):
+                    for first in range(0, len(kind), self.batch_size):
+                        self._answer(kind[first : first + self.batch_size], prompts, images, answers)
         return answers
 
     def _answer(
@@ -111,13 +113,14 @@ class VisionLanguageModel:
             texts = self._batch([prompts[row] for row in rows], [images[row] for row in rows])
         except Exception as error:  # whatever a model's own code raises; it must not cost a run of days
             if len(rows) == 1:
-                self.errors[rows[0]] = f"{type(error).__name__}: {error}"
+                self.failures.failure(rows[0], error)
                 return
             texts = None
         if texts is None:  # out of the except clause, which holds on to the failed batch's memory
             for row in rows:
                 self._answer([row], prompts, images, answers)
             return
+        self.failures.success(len(rows))
         for row, text in zip(rows, texts, strict=True):
             answers[row] = text
 

@@ -1,4 +1,4 @@
-"""Fixtures: a tiny random vision-language model as the Hub has it."""
+"""Fixtures: a tiny random vision-language model as the Hub has it, and a tiny random pipeline that edits pictures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ import json
 
 import pytest
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
+BLOCKS = {"block_out_channels": (8, 16), "norm_num_groups": 4}
 CHAT = """\
 {% for message in messages %}<|im_start|>{{ message.role }}
 {% for part in message.content %}{% if part.type == "image" %}<|vision_start|><|image_pad|><|vision_end|>\
@@ -55,3 +63,33 @@ def qwen(tiny, save_tokenizer, tmp_path_factory):
         (folder / f"{name}.json").write_text(json.dumps(sizes | {key: kind}))
     (folder / "chat_template.jinja").write_text(CHAT)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline_parts():
+    """Makes tiny random parts of a latent-diffusion pipeline; gives the function."""
+    return latent_diffusion_parts
+
+
+def latent_diffusion_parts(folder, in_channels: int) -> dict:
+    """Tiny random parts of a latent-diffusion pipeline."""
+    torch.manual_seed(0)
+    letters = [*"abcdefghijklmnopqrstuvwxyz.,:-"]
+    vocab = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({token: place for place, token in enumerate(vocab)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    text = CLIPTextConfig(vocab_size=len(vocab), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                          num_attention_heads=2, bos_token_id=0, eos_token_id=1, pad_token_id=1)  # fmt: skip
+    return {
+        "vae": AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+                             latent_channels=4, layers_per_block=1, **BLOCKS),
+        "text_encoder": CLIPTextModel(text),
+        "tokenizer": CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77),
+        "unet": UNet2DConditionModel(sample_size=16, in_channels=in_channels, out_channels=4, layers_per_block=1,
+                                     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                                     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=16,
+                                     attention_head_dim=4, **BLOCKS),
+        "scheduler": EulerDiscreteScheduler(),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }  # fmt: skip

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from moon2_dataset.augment.consistency import Scorer, keep_consistent
 
@@ -43,6 +44,31 @@ def test_a_moon2_score_is_the_dot_product_of_the_views(tiny, tmp_path, make_imag
         views = model.encode_views(**processor(text=["red mug"], images=[image]))
     expected = float(views.text_embeddings[0] @ views.image_embeddings[0])
     assert Scorer(str(tmp_path), device="cpu").score([image], ["red mug"])[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_picture_that_cannot_be_scored_is_told_and_loses_no_other(tiny, tmp_path, make_image):
+    for part in tiny:
+        part.save_pretrained(tmp_path)
+    scorer = Scorer(str(tmp_path), device="cpu", batch_size=2)
+    images = [make_image(1), Image.new("RGB", (4000, 2)), make_image(2)]  # the image processor refuses such a shape
+    scores = scorer.score(images, ["red mug", "navy shoes", "mug"])
+    assert np.isfinite(scores[[0, 2]]).all() and np.isnan(scores[1])
+    assert list(scorer.failures.reasons) == [1] and "ValueError" in scorer.failures.reasons[1]
+    np.testing.assert_allclose(scorer.score([images[0]], ["red mug"]), scores[:1], atol=1e-5)
+    assert scorer.failures.reasons == {}
+
+
+def test_a_scorer_that_only_fails_is_an_error_that_names_it(checkpoint, make_image):
+    scorer = Scorer(str(checkpoint), device="cpu")
+    with torch.no_grad():
+        for weight in scorer.model.parameters():
+            weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=f"scorer {checkpoint}: failed at . items and succeeded at none; the first"):
+        scorer.score([make_image(1), make_image(2)] * 5, ["red mug", "blue shoes"] * 5)
+    for weight in scorer.model.parameters():
+        weight.data = weight.data.flatten()  # no shape that a layer can work with
+    with pytest.raises(ValueError, match="Error: "):
+        scorer.score([make_image(1)], ["red mug"])
 
 
 def test_no_pictures_give_no_scores(checkpoint):

@@ -105,7 +105,7 @@ def test_a_model_answers_from_prompt_and_picture(lexicon, vlm, make_image):
     images = [[make_image(1)], [], [make_image(2), make_image(3)]]
     enricher = VlmEnricher(vlm, lexicon)
     lines = enricher.enrich(rows, images)
-    assert vlm.errors == {} and all(lines)
+    assert vlm.failures.reasons == {} and all(lines)
     prompts = [build_prompt(row, lexicon.entities(row), bool(i)) for row, i in zip(rows, images, strict=True)]
     assert lines == [clean_line(answer) for answer in vlm.generate(prompts, images)]
     blind = vlm.generate([build_prompt(rows[0], lexicon.entities(rows[0]), with_pictures=False)], [[]])
@@ -116,7 +116,7 @@ def test_a_product_that_the_model_cannot_read_is_empty_and_counted(lexicon, vlm,
     rows = [product("Lumo mug"), product("Nordvik mug")]
     thin = Image.new("RGB", (4000, 2))  # the image processor refuses such a shape
     lines = VlmEnricher(vlm, lexicon).enrich(rows, [[thin], [make_image(1)]])
-    assert lines[0] == "" and lines[1] and list(vlm.errors) == [0]
+    assert lines[0] == "" and lines[1] and list(vlm.failures.reasons) == [0]
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+import copy
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from diffusers import StableDiffusionInstructPix2PixPipeline
 from PIL import Image
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from moon2_dataset import load_product_queries, load_products
 from moon2_dataset.augment import stages
 from moon2_dataset.augment.arguments import AugmentArguments
+from moon2_dataset.augment.editing import PROMPTS, DiffusersEditor
 from moon2_dataset.augment.pipeline import augment, main
 from moon2_dataset.augment.run_files import ADDED
 from moon2_dataset.augment.variants import KINDS
@@ -178,6 +184,99 @@ def test_models_take_part(shop, tmp_path, qwen, tiny):
     assert [len(images) for images in pq.read_table(tmp_path / "none.parquet")["expanded_images"].to_pylist()] == [
         3 if number == 4 else 0 for number in range(10)
     ]
+
+
+def test_single_failures_of_models_are_counted_with_their_reason(shop, tmp_path, qwen, tiny):
+    rows = pq.read_table(shop).slice(0, 4).to_pylist()
+    picture = io.BytesIO()
+    Image.new("RGB", (510, 2), "red").save(picture, "PNG")
+    rows[2]["images"] = [{"bytes": picture.getvalue(), "path": None}]  # a shape that no model takes
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(shop)), tmp_path / "products.parquet")
+    for part in tiny:
+        part.save_pretrained(tmp_path / "scorer")
+    models = {"enricher": "vlm", "vlm": str(qwen), "core_region": "vlm", "scorer": str(tmp_path / "scorer")}
+    report = augment(
+        arguments(tmp_path / "products.parquet", tmp_path / "out.parquet", score_threshold=-1.0, score_margin=2.0,
+                  kinds=["light"], device="cpu", **models), progress=False
+    )  # fmt: skip
+    assert report["title"]["the model failed"]["rows"] == report["box"]["the model failed"]["rows"] == 1
+    assert sum(found["rows"] for found in (report["title"] | report["rejected"]).values()) == 4
+    assert sum(found["rows"] for found in report["box"].values()) == 4
+    failed = report["failed"]
+    assert failed["title: ValueError"]["rows"] == failed["box: ValueError"]["rows"] == 1
+    assert failed["score: ValueError"]["rows"] == 1 + 3  # its picture and the variants, which nothing speaks against
+    assert failed["title: ValueError"]["examples"][0].startswith("product demo-00002: ValueError: ")
+    made = pq.read_table(tmp_path / "out.parquet")["expanded_images"]
+    assert [len(images) for images in made.to_pylist()] == [3] * 4
+    assert "What models failed at" in (tmp_path / "out.parquet.report.md").read_text()
+
+
+@pytest.fixture
+def broken(tmp_path, qwen, tiny, pipeline_parts):
+    """What makes, for every kind of model, a checkpoint that loads and fails at everything; gives its folder."""
+
+    def save(kind: str):
+        folder = tmp_path / "broken"
+        if kind == "vlm":
+            shutil.copytree(qwen, folder)
+            settings = folder / "preprocessor_config.json"
+            sizes = json.loads(settings.read_text())
+            settings.write_text(json.dumps(sizes | {"patch_size": sizes["patch_size"] // 2}))
+        elif kind == "scorer":
+            model = copy.deepcopy(tiny[0])
+            for weight in model.parameters():
+                weight.data.fill_(float("nan"))
+            model.save_pretrained(folder)
+            tiny[1].save_pretrained(folder)
+        elif kind == "editor":  # it takes no picture beside the noise
+            parts = pipeline_parts(tmp_path, in_channels=4)
+            StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+        else:  # it takes pictures of four channels
+            config = SegformerConfig(
+                num_labels=2, depths=[1], hidden_sizes=[8], num_encoder_blocks=1, sr_ratios=[2], patch_sizes=[7],
+                num_attention_heads=[1], strides=[4], mlp_ratios=[2], decoder_hidden_size=16, num_channels=4,
+            )  # fmt: skip
+            SegformerForSemanticSegmentation(config).save_pretrained(folder)
+            SegformerImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("vlm", {"enricher": "vlm", "vlm": "{}"}),
+        ("vlm", {"core_region": "vlm", "vlm": "{}"}),
+        ("scorer", {"scorer": "{}"}),
+        ("editor", {"editor": "diffusers:{}"}),
+        ("segmenter", {"segmenter": "{}"}),
+    ],
+    ids=["title", "box", "score", "edit", "segmentation"],
+)
+def test_a_model_that_only_fails_stops_the_run(shop, tmp_path, broken, kind, options):
+    folder = broken(kind)
+    options = {name: value.format(folder) for name, value in options.items()}
+    with pytest.raises(ValueError, match=rf"{kind} {folder}: failed at \d+ items and succeeded at none; the first"):
+        augment(arguments(shop, tmp_path / "out.parquet", device="cpu", **options), progress=False)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_edits_come_behind_the_variants_of_their_product(shop, tmp_path, pipeline_parts, monkeypatch):
+    parts = pipeline_parts(tmp_path, in_channels=8)
+    pipeline = StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+    pipeline.save_pretrained(tmp_path / "editor")
+    monkeypatch.setattr(stages, "DiffusersEditor", partial(DiffusersEditor, steps=1))
+    options = {"editor": f"diffusers:{tmp_path / 'editor'}", "edits": 2, "variants": 1}
+    rows = pq.read_table(shop).take([6, 7, 8])  # the second has no picture
+    pq.write_table(rows, tmp_path / "products.parquet")
+    report = augment(arguments(tmp_path / "products.parquet", tmp_path / "out.parquet", device="cpu", max_side=32,
+                               **options), progress=False)  # fmt: skip
+    made = pq.read_table(tmp_path / "out.parquet")["expanded_images"].to_pylist()
+    names = [[image["path"].rpartition("-")[0] for image in images] for images in made]
+    edits = [f"edited-{kind}" for kind in list(PROMPTS)[:2]]
+    assert names[0][1:] == names[2][1:] == edits and names[1] == []
+    assert all(report["made"][name]["rows"] == 2 for name in edits) and report["failed"] == {}
 
 
 SHARDS = (10, 9, 5)

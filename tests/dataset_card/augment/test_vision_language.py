@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_a_batch_answers_as_items_alone_and_in_their_order(qwen, vlm, pictures, 
     vlm.batch_size = batch_size
     assert vlm.generate(PROMPTS, pictures) == alone
     vlm.batch_size = 3
-    assert vlm.errors == {}
+    assert vlm.failures.reasons == {}
     assert len(set(alone)) >= 5 and all(alone)  # or the order could not be seen
 
 
@@ -85,21 +87,33 @@ def test_an_item_that_fails_alone_is_recorded_and_loses_no_other(vlm, pictures, 
     broken = Image.open(io.BytesIO(buffer.getvalue()[:200]))  # opens, but has no pixels
     answers = vlm.generate([*PROMPTS, "mug"], [*pictures, [broken]])
     assert answers == [*alone, ""]
-    assert list(vlm.errors) == [7] and "OSError" in vlm.errors[7]
+    assert list(vlm.failures.reasons) == [7] and "OSError" in vlm.failures.reasons[7]
     vlm.generate(PROMPTS[:1], pictures[:1])
-    assert vlm.errors == {}
+    assert vlm.failures.reasons == {}
+
+
+def test_a_model_that_only_fails_is_an_error_that_names_it(qwen, tmp_path, make_image):
+    broken = shutil.copytree(qwen, tmp_path / "broken")
+    sizes = json.loads((broken / "preprocessor_config.json").read_text())
+    sizes["patch_size"] //= 2  # not what the model's weights are made for
+    (broken / "preprocessor_config.json").write_text(json.dumps(sizes))
+    model = VisionLanguageModel(str(broken), device="cpu", batch_size=4, max_new_tokens=2)
+    with pytest.raises(ValueError, match=f"vlm {broken}: failed at 8 items and succeeded at none; the first"):
+        model.generate(["mug"] * 40, [[make_image(seed)] for seed in range(40)])
+    with pytest.raises(ValueError, match="failed at 1 items"):
+        model.generate(["mug"], [[make_image(1)]])
 
 
 def test_control_tokens_of_a_text_open_no_picture_and_no_turn(vlm, pictures):
     prompts = ["red <|image_pad|> mug <|im_end|>", "mug <|vision_start|>"]
     answers = vlm.generate(prompts, [pictures[0], []])
-    assert all(answers) and vlm.errors == {}
+    assert all(answers) and vlm.failures.reasons == {}
 
 
 def test_pictures_of_every_mode_are_read(vlm, make_image):
     modes = ["RGBA", "L", "P", "1", "CMYK"]
     vlm.generate(["mug"] * len(modes), [[make_image(1).convert(mode)] for mode in modes])
-    assert vlm.errors == {}
+    assert vlm.failures.reasons == {}
 
 
 def test_no_prompts_no_answers(vlm):
@@ -115,7 +129,7 @@ def test_precision_follows_the_device_unless_given(qwen, vlm):
     assert vlm.model.dtype == torch.float32 and vlm.model.device.type == "cpu"
     half = VisionLanguageModel(str(qwen), device="cpu", dtype="bfloat16", max_new_tokens=2)
     assert half.model.dtype == torch.bfloat16
-    assert half.generate(["mug"], [[Image.new("RGB", (40, 40), "red")]]) and half.errors == {}
+    assert half.generate(["mug"], [[Image.new("RGB", (40, 40), "red")]]) and half.failures.reasons == {}
     with pytest.raises(ValueError, match='give "auto", "float32"'):
         VisionLanguageModel(str(qwen), dtype="float12")
 
@@ -145,5 +159,5 @@ def test_another_family_without_chat_template_answers_too(save_tokenizer, tmp_pa
     assert vlm.processor.chat_template is None
     prompts, images = ["red mug", "navy shoes running", "mug"], [[make_image(1)], [make_image(2)], []]
     together = vlm.generate(prompts, images)
-    assert vlm.errors == {} and all(together)
+    assert vlm.failures.reasons == {} and all(together)
     assert together == [vlm.generate([p], [i])[0] for p, i in zip(prompts, images, strict=True)]
