@@ -5,7 +5,8 @@ python tests/benchmarks/quality.py --data DIR --work WORK
 DIR holds {products,queries}-{train,validation,test}.parquet. The main rows are trained with every learning rate; the
 one that is best on the validation split is kept and trained with further seeds; the other rows take MOON2.0's rate.
 What is done stands in quality.json beside this file and is not repeated, so the command can be interrupted and given
-again. `--split test` scores the chosen models on the test split, which nothing was chosen by.
+again. `--split test` scores the chosen models on the test split, which nothing was chosen by; `--on DIR` on another
+shop's, zero-shot.
 """
 
 from __future__ import annotations
@@ -128,8 +129,7 @@ def score(encoder, arguments: argparse.Namespace, split: str) -> dict:
     from moon2_dataset import load_product_queries
     from moon2_training.evaluate import evaluate_encoder
 
-    folder = arguments.data
-    data = load_product_queries(folder / f"products-{split}.parquet", folder / f"queries-{split}.parquet")
+    data = load_product_queries(*judged_by(arguments, split))
     results = evaluate_encoder(encoder, data.products, data.queries, progress=False, per_query=True)
     leaf = list(results["classification"]["tasks"].values())[-1]
     tasks = {"leaf": leaf} | results["attributes"]["tasks"]
@@ -145,6 +145,12 @@ def score(encoder, arguments: argparse.Namespace, split: str) -> dict:
         },
         "chance": {key: result.get("chance_recall@10") for key, result in results["retrieval"].items()},
     }
+
+
+def judged_by(arguments: argparse.Namespace, split: str) -> list[Path]:
+    """The tables of a split, or of the split of another shop, "SHOP SPLIT"."""
+    folder, split = (arguments.on, split.rpartition(" ")[2]) if " " in split else (arguments.data, split)
+    return [folder / f"{table}-{split}.parquet" for table in ("products", "queries")]
 
 
 def pack(values: list[float]) -> str:
@@ -293,6 +299,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "quality.json")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, help="rows to train")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--on", type=Path, help="folder of another shop to be judged on, zero-shot")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--full", action="store_true", help="the whole recipe, as for a GPU, not the shortened one")
     parser.add_argument(
@@ -308,10 +315,12 @@ def main() -> None:
         folder = run.folder(arguments.work)
         if not folder.is_dir():
             train(run, arguments)
-        scores = score(load_any_encoder(folder), arguments, arguments.split)
+        scores = score(load_any_encoder(folder), arguments, "validation")
         scores |= json.loads((folder / "run.json").read_text())
-        (folder / f"{arguments.split}.json").write_text(json.dumps(scores))
+        (folder / "validation.json").write_text(json.dumps(scores))
         return
+    if arguments.on:
+        arguments.split = f"{arguments.on.name} {arguments.split}"
     results = Results(arguments.results, arguments.full)
     augmented = arguments.work / "products-train.parquet"
     if not augmented.is_file():
@@ -330,16 +339,13 @@ def score_others(arguments: argparse.Namespace, results: Results) -> None:
     """Score what needs no training, and the chosen models on another split than the validation split."""
     from peers import Bm25Encoder
 
-    from moon2_dataset import load_product_queries
+    from moon2_dataset import load_products
     from moon2_training.peer_encoders import load_any_encoder
 
     if not results.get(UNTRAINED, arguments.split):
-        names = (arguments.data / f"{table}-{arguments.split}.parquet" for table in ("products", "queries"))
-        results.add(
-            UNTRAINED,
-            arguments.split,
-            score(Bm25Encoder(load_product_queries(*names).products), arguments, arguments.split),
-        )
+        products, _ = judged_by(arguments, arguments.split)
+        encoder = Bm25Encoder(load_products(products))
+        results.add(UNTRAINED, arguments.split, score(encoder, arguments, arguments.split))
     for runs in chosen_runs(results).values():
         for run in runs:
             if not results.get(run.key, arguments.split):
