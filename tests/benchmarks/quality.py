@@ -79,14 +79,28 @@ class Run(NamedTuple):
 
 
 def recipe_of(row: str, full: bool) -> dict:
-    """The mini recipe, shortened unless `full`, and what differs in this row."""
-    import yaml
+    """What a row is trained with: the mini recipe, shortened unless `full`, and what differs in this row.
 
-    return yaml.safe_load(RECIPE.read_text(encoding="utf-8")) | ({} if full else SHORT) | ROWS[row].options
+    Of a peer only what it reads: the shape and the schedule.
+    """
+    import yaml
+    from transformers import TrainingArguments
+
+    from moon2_training.mini import MiniConfig
+
+    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8")) | ({} if full else SHORT)
+    for name in ("products", "queries", "eval_products", "eval_queries", "output_dir", "seed", "learning_rate"):
+        del recipe[name]
+    if ROWS[row].kind != "moon2":
+        read = {f.name for kind in (MiniConfig, TrainingArguments) for f in fields(kind)}
+        recipe = {name: value for name, value in recipe.items() if name in read}
+    return recipe | ROWS[row].options
 
 
 def train(run: Run, arguments: argparse.Namespace) -> None:
     """Train one run and save its model; the folder is there whole or not at all."""
+    import shutil
+
     import torch
     from peers import MIXES, FixedMixTrainer, active_parameters, train_clip
     from transformers import TrainingArguments, set_seed
@@ -120,7 +134,10 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
         state = trainer.state
     products = state.global_step * recipe["per_device_train_batch_size"]
     facts = {"active_parameters": active_parameters(model), "products_seen": products}
+    facts["recipe"] = recipe_of(run.row, arguments.full)
     (part / "run.json").write_text(json.dumps(facts))
+    if output.exists():  # of another recipe
+        shutil.rmtree(output)
     part.rename(output)
 
 
@@ -165,29 +182,28 @@ def unpack(text: str) -> np.ndarray:
 
 
 class Results:
-    """quality.json: what every run scored, by split.
-
-    Raises:
-        ValueError: the file is of another recipe.
-    """
+    """quality.json: what every run scored, by split. Runs of another recipe than the present one do not count."""
 
     def __init__(self, path: Path, full: bool) -> None:
         self.path = path
-        recipe = recipe_of(OURS, full) | {"rates": RATES, "rows": {name: row.options for name, row in ROWS.items()}}
-        paths = ("products", "queries", "eval_products", "eval_queries", "output_dir")
-        recipe = json.loads(json.dumps({name: value for name, value in recipe.items() if name not in paths}))
-        self.data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"recipe": recipe, "runs": {}}
-        if self.data["recipe"] != recipe:
-            changed = [name for name in recipe if self.data["recipe"].get(name) != recipe[name]]
-            raise ValueError(f"{path} is of another recipe ({', '.join(changed)} differ); give another --results")
+        self.recipes = {row: recipe_of(row, full) for row in ROWS}
+        self.runs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def get(self, key: str, split: str) -> dict | None:
-        return self.data["runs"].get(key, {}).get(split)
+        """What a run scored; None if it is still to be done."""
+        run = self.runs.get(key, {})
+        row = key.partition(" | ")[0]
+        return run.get(split) if row not in ROWS or run.get("recipe") == self.recipes[row] else None
 
-    def add(self, key: str, split: str, scores: dict) -> None:
-        self.data["runs"].setdefault(key, {})[split] = scores
+    def add(self, key: str, split: str, scores: dict, recipe: dict | None = None) -> None:
+        """Keep what a run scored; with another recipe than before it replaces all that was scored then."""
+        run = self.runs.setdefault(key, {})
+        if recipe is not None and run.get("recipe") != recipe:
+            run.clear()
+            run["recipe"] = recipe
+        run[split] = scores
         part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(self.runs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         part.replace(self.path)
 
     def mean(self, key: str, split: str) -> float:
@@ -224,8 +240,9 @@ def run_all(arguments: argparse.Namespace, results: Results) -> None:
             for run, error in jobs.map(run_one, runs):
                 if error:
                     raise SystemExit(f"{run.key} failed:\n{error}")
-                scored = json.loads((run.folder(arguments.work) / "validation.json").read_text())
-                results.add(run.key, "validation", scored)
+                done = json.loads((run.folder(arguments.work) / "validation.json").read_text())
+                sizes = {name: done[name] for name in ("active_parameters", "products_seen")}
+                results.add(run.key, "validation", sizes | done["scores"], done["recipe"])
                 print(f"{run.key}: mean R@10 {100 * results.mean(run.key, 'validation'):.1f}", flush=True)
 
 
@@ -313,11 +330,12 @@ def main() -> None:
         row, rate, seed = arguments.run
         run = Run(row, float(rate), int(seed))
         folder = run.folder(arguments.work)
-        if not folder.is_dir():
+        facts = json.loads((folder / "run.json").read_text()) if folder.is_dir() else {}
+        if facts.get("recipe") != recipe_of(run.row, arguments.full):
             train(run, arguments)
+            facts = json.loads((folder / "run.json").read_text())
         scores = score(load_any_encoder(folder), arguments, "validation")
-        scores |= json.loads((folder / "run.json").read_text())
-        (folder / "validation.json").write_text(json.dumps(scores))
+        (folder / "validation.json").write_text(json.dumps(facts | {"scores": scores}))
         return
     if arguments.on:
         arguments.split = f"{arguments.on.name} {arguments.split}"
