@@ -24,6 +24,7 @@ from .hub_folder import changed_arguments, complete_hub_folder, read_provenance
 from .losses import VIEWS, DualLevelLossOutput
 from .memory_queue import MemoryQueue
 from .mining import mine_negatives
+from .muon import MuonAdamW, hidden_matrices
 from .sampler import LeafBatchSampler
 from .trainer_config import Moon2TrainingArguments
 from .training_report import TrainingReportCallback
@@ -320,29 +321,37 @@ class Moon2Trainer(Trainer):
         self.train_dataset.mined.copy_(found)
 
     def create_optimizer(self, model=None):
-        """The optimizer of `TrainingArguments`, with learning rates of their own for experts, gate and W*, ε."""
+        """The optimizer of `TrainingArguments`, or Muon and AdamW; with learning rates of their own for experts, gate
+        and W*, ε.
+        """
         own_rates = {
             ".experts.": self.args.expert_learning_rate,
             ".mlp.gate.": self.args.router_learning_rate,
             ".dual_alignment.": self.args.router_learning_rate,
             "temperature.": self.args.temperature_learning_rate,
         }
-        if self.optimizer is not None or not any(own_rates.values()):
+        if self.optimizer is not None or not (self.args.muon or any(own_rates.values())):
             return super().create_optimizer() if model is None else super().create_optimizer(model)
+        if self.args.muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("muon=True needs whole matrices, which FSDP and DeepSpeed split; drop one")
         model = self.model if model is None else model
         decays = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+        matrices = hidden_matrices(model) if self.args.muon else set()
+        groups: dict[tuple[float, bool, bool], list[torch.nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             own = next((rate for part, rate in own_rates.items() if part in f".{name}"), None)
-            key = (self.args.learning_rate if own is None else own, name in decays)
+            key = (self.args.learning_rate if own is None else own, name in decays, name in matrices)
             groups.setdefault(key, []).append(parameter)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        if self.args.muon:
+            optimizer_class = MuonAdamW
         self.optimizer = optimizer_class(
             [
                 {"params": parameters, "lr": rate, "weight_decay": self.args.weight_decay if decayed else 0.0}
-                for (rate, decayed), parameters in groups.items()
+                | ({"muon": is_matrix} if self.args.muon else {})
+                for (rate, decayed, is_matrix), parameters in groups.items()
             ],
             **options,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from modeling_moon2.modeling_moon2 import MINIMAL_TEMPERATURE
 
@@ -118,6 +119,13 @@ class Moon2TrainingArguments(TrainingArguments):
     )
     learn_inter_temperature: bool = field(default=True, metadata={"help": "Train ε."})
     learn_intra_temperature: bool = field(default=True, metadata={"help": "Train ε̃."})
+    muon: bool = field(
+        default=False,
+        metadata={
+            "help": "Update matrices by Muon, at AdamW's learning rate and weight decay; the rest by AdamW. "
+            "What it costs depends on the matrices, not on the batch."
+        },
+    )
     expert_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the experts; learning_rate when not given."}
     )
@@ -192,6 +200,8 @@ class Moon2TrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < MINIMAL_TEMPERATURE:
                 raise ValueError(f"{name}={value}; give {MINIMAL_TEMPERATURE} or more")
+        if self.muon and self.optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
+            raise ValueError(f"muon=True leaves what is no matrix to AdamW, but optim={self.optim}; drop one")
         if any(dim < 1 for dim in self.matryoshka_dims):
             raise ValueError(f"matryoshka_dims={self.matryoshka_dims}; give numbers of dimensions, 1 or more")
         if self.remove_unused_columns:

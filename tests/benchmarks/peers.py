@@ -17,6 +17,7 @@ from moon2_dataset import ProductQueries
 from moon2_training.encode import ProductItems, Views
 from moon2_training.losses import inter_product_loss, negative_mask, split_roles
 from moon2_training.mini import train_tokenizer
+from moon2_training.muon import MuonAdamW, hidden_matrices
 from moon2_training.train import product_texts
 from moon2_training.trainer import Moon2Trainer
 from moon2_training.triplets import TripletDataset
@@ -116,7 +117,9 @@ def build_clip(data: ProductQueries, image_size: int, vocab_size: int, folder: P
     return SentenceTransformer(modules=[Transformer(str(folder))], device="cpu")
 
 
-def train_clip(data: ProductQueries, schedule: dict, image_size: int, vocab_size: int, output: Path):
+def train_clip(
+    data: ProductQueries, schedule: dict, image_size: int, vocab_size: int, output: Path, muon: bool = False
+):
     """Train a CLIP dual encoder with sentence-transformers on the triplets that MOON2.0 sees; one epoch of them.
 
     Args:
@@ -124,6 +127,7 @@ def train_clip(data: ProductQueries, schedule: dict, image_size: int, vocab_size
         schedule: of transformers' TrainingArguments.
         image_size, vocab_size: as of the MOON2.0 model.
         output: folder for the model.
+        muon: update matrices by Muon, as in MOON2.0's recipe.
 
     Returns:
         The model and the state of its trainer.
@@ -144,10 +148,26 @@ def train_clip(data: ProductQueries, schedule: dict, image_size: int, vocab_size
 
     rows = Dataset.from_dict({"row": np.arange(len(triplets))}).with_transform(read)
     arguments = SentenceTransformerTrainingArguments(dataloader_drop_last=True, **schedule)
-    trainer = SentenceTransformerTrainer(model, arguments, rows, loss=LateFusionLoss(model))
+    optimizers = (_muon(model, schedule) if muon else None, None)
+    trainer = SentenceTransformerTrainer(model, arguments, rows, loss=LateFusionLoss(model), optimizers=optimizers)
     trainer.train()
     model.save(str(output))
     return model, trainer.state
+
+
+def _muon(model: nn.Module, schedule: dict) -> MuonAdamW:
+    """The optimizer that `Moon2Trainer` makes, for another model."""
+    matrices = hidden_matrices(model)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((name in matrices, parameter.ndim > 1), []).append(parameter)
+    return MuonAdamW(
+        [
+            {"params": parameters, "muon": is_matrix, "weight_decay": schedule["weight_decay"] if decays else 0.0}
+            for (is_matrix, decays), parameters in groups.items()
+        ],
+        lr=schedule["learning_rate"],
+    )
 
 
 def active_parameters(model: nn.Module) -> int:

@@ -92,7 +92,7 @@ def recipe_of(row: str, full: bool) -> dict:
     for name in ("products", "queries", "eval_products", "eval_queries", "output_dir", "seed", "learning_rate"):
         del recipe[name]
     if ROWS[row].kind != "moon2":
-        read = {f.name for kind in (MiniConfig, TrainingArguments) for f in fields(kind)}
+        read = {f.name for kind in (MiniConfig, TrainingArguments) for f in fields(kind)} | {"muon"}
         recipe = {name: value for name, value in recipe.items() if name in read}
     return recipe | ROWS[row].options
 
@@ -122,7 +122,7 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
     set_seed(run.seed)
     if kind == "clip":
         schedule = {f.name: recipe[f.name] for f in fields(TrainingArguments) if f.name in recipe}
-        model, state = train_clip(data, schedule, shape.image_size, shape.vocab_size, part)
+        model, state = train_clip(data, schedule, shape.image_size, shape.vocab_size, part, recipe["muon"])
     else:
         model, processor = build_mini(shape, product_texts(data))
         named = {f.name for f in fields(Moon2TrainingArguments)}

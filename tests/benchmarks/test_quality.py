@@ -60,8 +60,15 @@ def test_bm25_ranks_by_words_and_sees_no_picture(complete_shop):
 
 def test_a_dual_encoder_trains_in_sentence_transformers_and_loads_again(complete_shop, tmp_path):
     schedule = {"output_dir": str(tmp_path), "max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
-    schedule |= {"seed": 0, "report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
-    model, state = peers.train_clip(complete_shop, schedule, 32, 400, tmp_path)
+    schedule |= {
+        "seed": 0,
+        "weight_decay": 0.1,
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    model, state = peers.train_clip(complete_shop, schedule, 32, 400, tmp_path, muon=True)
     assert state.global_step == 2
     assert model[0].auto_model.logit_scale.item() != pytest.approx(2.6592, abs=1e-4)  # CLIP's own temperature learns
     encoder = load_any_encoder(tmp_path)
