@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -78,6 +78,8 @@ class DualLevelLossOutput:
             evenly; it does not say how sure single tokens are. None for a dense model.
         filtering: what the sample filter said; None without one.
         items: the batch's items, of all processes if they are gathered: what a memory should remember.
+        distillation: what [`distillation_losses`] gave where there are teachers, before its coefficient; the Trainer
+            adds it.
     """
 
     loss: Tensor
@@ -91,6 +93,7 @@ class DualLevelLossOutput:
     routing_entropy: Tensor | None
     filtering: FilterResult | None
     items: Candidates
+    distillation: dict[str, Tensor] = field(default_factory=dict)
 
 
 def _select_rows(outputs: Moon2ViewsOutput, rows: slice) -> ItemViews:

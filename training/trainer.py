@@ -18,6 +18,7 @@ from moon2_dataset import ProductQueries
 
 from .cached_loss import KEYS, ChunkReader, cached_backward
 from .collator import Moon2Collator
+from .distillation import distillation_losses
 from .evaluate import evaluate
 from .gathering import num_processes
 from .hub_folder import changed_arguments, complete_hub_folder, read_provenance
@@ -26,6 +27,7 @@ from .memory_queue import MemoryQueue
 from .mining import mine_negatives
 from .muon import MuonAdamW, hidden_matrices
 from .sampler import LeafBatchSampler
+from .teacher_features import load_teacher_features
 from .trainer_config import Moon2TrainingArguments
 from .training_report import TrainingReportCallback
 from .triplets import TripletDataset, TripletKey
@@ -52,16 +54,19 @@ class ObjectiveLog:
         }
         if result.expert_load is not None:
             step |= {"expert_load": result.expert_load, "routing_entropy": result.routing_entropy}
+        if result.distillation:
+            step["distillation"] = torch.stack(list(result.distillation.values())).detach()
         if result.filtering is not None:
             step["filtering"] = torch.stack([result.filtering.kept.float().mean(), result.filtering.phi.mean()])
         self._objectives = result.objectives
+        self._distilled = [f"loss/distillation_{view}" for view in result.distillation]
         self._steps.append(step)
 
     def flush(self) -> dict[str, float]:
         """Means since the last call, flat: `loss/inter_text`, `weight/inter_text` (M·ω), `loss/aux`,
-        `loss/sparsity`, `temperature/inter`, `expert_load/text/0`, `routing_entropy/text`, `filter/kept_share` (of
-        triplets with φ ≥ τ), `filter/mean_phi`; `unserved/inter_image` is the share of batches in which nothing served
-        the objective, where that happened.
+        `loss/sparsity`, `loss/distillation_text`, `temperature/inter`, `expert_load/text/0`, `routing_entropy/text`,
+        `filter/kept_share` (of triplets with φ ≥ τ), `filter/mean_phi`; `unserved/inter_image` is the share of batches
+        in which nothing served the objective, where that happened.
         """
         if not self._steps:
             return {}
@@ -78,6 +83,7 @@ class ObjectiveLog:
             logs[f"weight/{name}"] = weight
         logs |= dict(zip(("loss/aux", "loss/sparsity"), mean["regularisers"], strict=True))
         logs |= dict(zip(("temperature/inter", "temperature/intra"), mean["temperature"], strict=True))
+        logs |= dict(zip(self._distilled, mean.get("distillation", ()), strict=True))
         if "filtering" in mean:
             logs |= dict(zip(("filter/kept_share", "filter/mean_phi"), mean["filtering"], strict=True))
         if "expert_load" in mean:
@@ -173,6 +179,13 @@ class Moon2Trainer(Trainer):
             self.memory = MemoryQueue(args.memory_size, width, args.memory_max_age).to(args.device)
         _set_temperatures(model, (args.inter_temperature, args.intra_temperature))
         learn = (args.learn_inter_temperature, args.learn_intra_temperature)
+        self.teachers = None
+        if args.teacher_features and train_dataset is not None:
+            self.teachers, incomplete = load_teacher_features(args.teacher_features, train_dataset)
+            self.teachers.to(args.device)
+            if args.process_index == 0:
+                for message in incomplete:
+                    print(message)
         self.learn_temperature = None if all(learn) else torch.tensor(learn, device=args.device)
         self.objective_log = ObjectiveLog()
         self._mined_at = -1  # step of the last search
@@ -180,6 +193,8 @@ class Moon2Trainer(Trainer):
         self.provenance = read_provenance(model.config._name_or_path) | {
             "training": changed_arguments(args, Moon2TrainingArguments())
         }
+        if args.teacher_features:  # a card names no folders
+            self.provenance["training"]["teacher_features"] = [Path(source).name for source in args.teacher_features]
         triplets = None
         if train_dataset is not None:
             if len(train_dataset) < args.train_batch_size:
@@ -289,12 +304,31 @@ class Moon2Trainer(Trainer):
             outputs.temperatures = torch.where(self.learn_temperature, temperatures, temperatures.detach())
         step = self.state.global_step
         remembers = self.memory is not None and step >= self.args.memory_warmup_steps
-        return self.alignment_loss(
+        result = self.alignment_loss(
             outputs,
             **keys,
             progress=step / max(self.state.max_steps, 1),
             memory=self.memory if remembers else None,
             step=step,
+        )
+        if self.teachers is not None:
+            result.distillation = self._distil(outputs, keys)
+            result.loss = result.loss + self.args.distillation_coef * sum(result.distillation.values())
+        return result
+
+    def _distil(self, outputs: Moon2ViewsOutput, keys: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """How far the affinities between the items [p, (n)] are from the teachers', by view.
+
+        They are this process's items alone, also where negatives are gathered: a gradient is the mean over processes,
+        and so is this part of it. The student may have seen a co-augmented item, the teacher saw the original.
+        """
+        items = slice(len(keys["positive_keys"]), None)
+        students = {
+            "text": (outputs.text_embeddings[items], outputs.has_text[items]),
+            "image": (outputs.image_embeddings[items], outputs.has_image[items]),
+        }
+        return distillation_losses(
+            students, self.teachers.look_up(keys["product_keys"]), self.args.distillation_temperature
         )
 
     def _remember(self, result: DualLevelLossOutput, temperatures: torch.Tensor) -> None:

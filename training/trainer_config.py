@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -108,6 +109,19 @@ class Moon2TrainingArguments(TrainingArguments):
             "wanted, for a second forward. 0 is off."
         },
     )
+    teacher_features: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Embeddings of the catalogue by stronger encoders, to be learnt from: for each teacher a Parquet "
+            "file or a glob, as moon2_training.teacher_features writes them."
+        },
+    )
+    distillation_coef: float = field(
+        default=1.0, metadata={"help": "Weight of each view's distillation, where there are teacher_features."}
+    )
+    distillation_temperature: float = field(
+        default=0.05, metadata={"help": "Temperature of the affinities between products, of student and teachers."}
+    )
     matryoshka_dims: list[int] = field(
         default_factory=list, metadata={"help": "Also train the embeddings' first d dimensions, for these d."}
     )
@@ -202,6 +216,14 @@ class Moon2TrainingArguments(TrainingArguments):
                 raise ValueError(f"{name}={value}; give {MINIMAL_TEMPERATURE} or more")
         if self.muon and self.optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
             raise ValueError(f"muon=True leaves what is no matrix to AdamW, but optim={self.optim}; drop one")
+        if isinstance(self.teacher_features, str):  # as a recipe may give it
+            self.teacher_features = [self.teacher_features]
+        if not 0 < self.distillation_coef < math.inf:
+            raise ValueError(
+                f"distillation_coef={self.distillation_coef}; give a number over 0, or no teacher_features"
+            )
+        if not 0 < self.distillation_temperature < math.inf:
+            raise ValueError(f"distillation_temperature={self.distillation_temperature}; give a number over 0")
         if any(dim < 1 for dim in self.matryoshka_dims):
             raise ValueError(f"matryoshka_dims={self.matryoshka_dims}; give numbers of dimensions, 1 or more")
         if self.remove_unused_columns:

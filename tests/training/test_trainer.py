@@ -14,8 +14,10 @@ from moon2_dataset.demo_catalogue import render_demo_catalogue, split_demo_catal
 from moon2_training.collator import Moon2Collator
 from moon2_training.losses import OBJECTIVES, VIEWS, DualLevelAlignmentLoss
 from moon2_training.mini import MiniConfig, build_mini
+from moon2_training.peer_encoders import DualEncoder
 from moon2_training.push import check_folder
 from moon2_training.sampler import LeafBatchSampler
+from moon2_training.teacher_features import write_teacher_features
 from moon2_training.train import product_texts
 from moon2_training.trainer import KEYS, Moon2Trainer
 from moon2_training.trainer_config import Moon2TrainingArguments
@@ -40,6 +42,14 @@ def arguments(folder, **changes) -> Moon2TrainingArguments:
 def fresh(tiny):
     """The tiny model, to be trained, and its processor."""
     return copy.deepcopy(tiny[0]), tiny[1]
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_dual_encoder, shop, tmp_path_factory):
+    """A file of what a CLIP says of the shop's titles and pictures."""
+    file = tmp_path_factory.mktemp("teacher") / "teacher.parquet"
+    write_teacher_features(DualEncoder(*tiny_dual_encoder("clip")), shop.products, file, progress=False)
+    return file
 
 
 @pytest.mark.parametrize("negatives", ["in_batch", "explicit"])
@@ -193,6 +203,8 @@ def test_co_augmentation_is_trained_on_as_often_as_the_arguments_say(fresh, shop
         ({"inter_temperature": 0.001}, "inter_temperature=0.001; give 0.01 or more"),
         ({"mine_every_steps": 5}, "mine_every_steps=5 needs negatives=explicit; give both"),
         ({"on_bad_image": "ignore"}, "give one of raise, skip"),
+        ({"distillation_coef": 0.0}, "distillation_coef=0.0; give a number over 0"),
+        ({"distillation_temperature": -1.0}, "distillation_temperature=-1.0; give a number over 0"),
         ({"enriched_title_share": 1.5}, "enriched_title_share=1.5; give a probability from 0 to 1"),
         ({"expanded_image_share": -0.1}, "expanded_image_share=-0.1; give a probability from 0 to 1"),
     ],
@@ -296,6 +308,61 @@ def test_unreadable_pictures_are_left_out_and_named(fresh, shop, tmp_path, cache
         Moon2Trainer(fresh[0], stop, data, processing_class=fresh[1]).train()
 
 
+@pytest.mark.parametrize("options", [{}, {"negatives": "explicit"}, {"cached_chunk_size": 4}])
+def test_distillation_is_part_of_the_loss_and_logged(fresh, shop, teacher, tmp_path, options):
+    taught = {"teacher_features": [str(teacher)], "distillation_coef": 2.0}
+    lines, trainers = [], []
+    for changes in ({}, taught):
+        made = arguments(tmp_path, max_steps=1, max_grad_norm=0.0, **options, **changes)
+        trainers.append(Moon2Trainer(copy.deepcopy(fresh[0]), made, shop, processing_class=fresh[1]))
+        trainers[-1].train()
+        lines.append(trainers[-1].state.log_history[0])
+    views = [lines[1][f"loss/distillation_{view}"] for view in ("text", "image")]
+    assert min(views) > 0.01 and "loss/distillation_text" not in lines[0]
+    assert lines[1]["loss"] == pytest.approx(lines[0]["loss"] + 2 * sum(views), abs=1e-4)
+    assert lines[1]["loss/inter_text"] == pytest.approx(lines[0]["loss/inter_text"], abs=1e-6)
+    assert trainers[1].provenance["training"]["teacher_features"] == ["teacher.parquet"]
+
+
+def test_cached_distillation_has_the_gradient_of_the_whole_batch(fresh, shop, teacher, tmp_path):
+    gradients = []
+    for changes in ({}, {"cached_chunk_size": 4}):
+        model = copy.deepcopy(fresh[0])
+        made = arguments(
+            tmp_path, max_steps=1, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=0.0,
+            negatives="explicit", objectives=["intra_positive"], teacher_features=[str(teacher)],
+            distillation_coef=100.0, **changes,
+        )  # fmt: skip
+        Moon2Trainer(model, made, shop, processing_class=fresh[1]).train()
+        start = dict(fresh[0].named_parameters())
+        gradients.append({name: start[name].detach() - w.detach() for name, w in model.named_parameters()})
+    largest = max(gradient.abs().max() for gradient in gradients[0].values())
+    assert largest > 1
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=float(largest) * 1e-4, rtol=1e-3, msg=name)
+
+
+def test_a_student_comes_to_see_products_as_its_teacher_does(fresh, shop, teacher, tmp_path):
+    options = {"max_steps": 40, "teacher_features": str(teacher), "distillation_coef": 5.0, "logging_steps": 10}
+    trainer = Moon2Trainer(fresh[0], arguments(tmp_path, **options), shop, processing_class=fresh[1])
+    trainer.train()
+    first, *_, last = [line["loss/distillation_text"] for line in trainer.state.log_history if "loss" in line]
+    assert last < 0.5 * first
+
+
+def test_products_that_no_teacher_knows_are_told_of_and_trained_on(fresh, shop, tiny_dual_encoder, tmp_path, capsys):
+    encoder, file = DualEncoder(*tiny_dual_encoder("clip")), tmp_path / "teacher.parquet"
+    write_teacher_features(encoder, shop.products.select(range(6)), file, progress=False)
+    made = arguments(tmp_path, max_steps=4, teacher_features=[str(file)])
+    trainer = Moon2Trainer(fresh[0], made, shop, processing_class=fresh[1])
+    trainer.train()
+    assert capsys.readouterr().out.count("18 of 24 products are missing, for example p6") == 1
+    assert all(np.isfinite(line["loss"]) for line in trainer.state.log_history[:4])
+    other = join(shop.products.select(range(6, 24)), shop.queries.select(range(8, 24)))
+    with pytest.raises(ValueError, match="has none of the 18 products of the catalogue, whose first is p6"):
+        Moon2Trainer(fresh[0], made, other, processing_class=fresh[1])
+
+
 class CountWaits(TorchDispatchMode):
     """Counts what would make the host wait for a GPU: values read, and results whose shape depends on data."""
 
@@ -321,8 +388,13 @@ class CountWaits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [{}, {"negatives": "explicit", "memory_size": 24}], ids=["plain", "with memory"])
-def test_a_step_never_waits_for_the_device(fresh, shop, tmp_path, monkeypatch, options):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"negatives": "explicit", "memory_size": 24}, {"teacher_features": ["teacher.parquet"]}],
+    ids=["plain", "with memory", "with a teacher"],
+)
+def test_a_step_never_waits_for_the_device(fresh, shop, teacher, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(teacher.parent)
     trainer = Moon2Trainer(fresh[0], arguments(tmp_path, **options), shop, processing_class=fresh[1])
     trainer.state.max_steps = 10
     trainer.create_optimizer()
