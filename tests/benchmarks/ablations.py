@@ -41,6 +41,7 @@ GRIDS["augmentation"] = {  # on products as `moon2 augment` leaves them
     "enriched titles alone": UNIFORM | {"expanded_image_share": 0.0},
     "expanded images alone": UNIFORM | {"enriched_title_share": 0.0},
 }
+ADAMW = {"muon": False, "learning_rate": 1e-3}  # as the tables that these grids have made
 PHI_SAMPLE = 512  # training pairs on which φ is judged
 
 
@@ -115,7 +116,7 @@ def train(arguments: argparse.Namespace, options: dict, seed: int, output: Path)
         data = join(data.products, add_wrong_pairs(data.queries, wrong_pairs, seed))
     set_seed(seed)
     model, processor = build_mini(MiniConfig(**shape), product_texts(data))
-    training = Moon2TrainingArguments(**schedule | options)
+    training = Moon2TrainingArguments(**schedule | ADAMW | options)
     trainer = Moon2Trainer(model, training, data, processing_class=processor)
     curve = []
 
