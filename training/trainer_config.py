@@ -164,7 +164,7 @@ class Moon2TrainingArguments(TrainingArguments):
         default=0.5, metadata={"help": "Probability that an item's title is its enriched_title, where it has one."}
     )
     expanded_image_share: float = field(
-        default=0.5,
+        default=0.15,
         metadata={
             "help": "Probability that a picture of an item is one of its expanded_images or the crop of its "
             "core_region, where it has them."

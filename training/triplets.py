@@ -97,7 +97,7 @@ class TripletDataset(Dataset):
         on_bad_image: str = "raise",
         mined_per_product: int = 0,
         enriched_title_share: float = 0.5,
-        expanded_image_share: float = 0.5,
+        expanded_image_share: float = 0.15,
     ) -> None:
         self.data = data
         self.negatives = negatives

@@ -36,10 +36,13 @@ GRIDS = {
     },
 }
 GRIDS["augmentation"] = {  # on products as `moon2 augment` leaves them
-    "without": UNIFORM | {"enriched_title_share": 0.0, "expanded_image_share": 0.0},
-    "with": UNIFORM,
-    "enriched titles alone": UNIFORM | {"expanded_image_share": 0.0},
-    "expanded images alone": UNIFORM | {"enriched_title_share": 0.0},
+    name: UNIFORM | {"enriched_title_share": titles, "expanded_image_share": images}
+    for name, titles, images in (
+        ("without", 0.0, 0.0),
+        ("with", 0.5, 0.5),
+        ("enriched titles alone", 0.5, 0.0),
+        ("expanded images alone", 0.0, 0.5),
+    )
 }
 ADAMW = {"muon": False, "learning_rate": 1e-3}  # as the tables that these grids have made
 PHI_SAMPLE = 512  # training pairs on which φ is judged

@@ -178,7 +178,7 @@ def test_co_augmentation_is_trained_on_as_often_as_the_arguments_say(fresh, shop
         )
         titles = [trainer.train_dataset[index].positive.text for index in range(24)]
         assert {str(title).startswith("in full") for title in titles} == {share == 1.0}
-        assert trainer.train_dataset.expanded_image_share == 0.5
+        assert trainer.train_dataset.expanded_image_share == 0.15
 
 
 @pytest.mark.parametrize(
