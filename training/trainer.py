@@ -22,10 +22,11 @@ from .distillation import distillation_losses
 from .evaluate import evaluate
 from .gathering import num_processes
 from .hub_folder import changed_arguments, complete_hub_folder, read_provenance
-from .losses import VIEWS, DualLevelLossOutput
+from .losses import DualLevelLossOutput
 from .memory_queue import MemoryQueue
 from .mining import mine_negatives
 from .muon import MuonAdamW, hidden_matrices
+from .objective_log import ObjectiveLog
 from .sampler import LeafBatchSampler
 from .teacher_features import load_teacher_features
 from .trainer_config import Moon2TrainingArguments
@@ -34,63 +35,6 @@ from .triplets import TripletDataset, TripletKey
 
 MEMORY = "memory.safetensors"  # of a checkpoint: the queue of earlier items
 MINED = "mined.safetensors"  # of a checkpoint: the hard negatives of each product
-
-
-class ObjectiveLog:
-    """Means of a run's diagnostics between two log lines; holds tensors and reads them once, when asked."""
-
-    def __init__(self) -> None:
-        self._steps: list[dict[str, torch.Tensor]] = []
-
-    def add(self, result: DualLevelLossOutput, temperatures: torch.Tensor) -> None:
-        """Remember one batch; nothing waits for the device."""
-        served = result.served.float()  # (M,)
-        step = {
-            "served": served,
-            "loss": result.objective_losses * served,
-            "weight": result.objective_weights,
-            "regularisers": torch.stack([result.aux_loss, result.sparsity_loss]),
-            "temperature": temperatures.detach(),
-        }
-        if result.expert_load is not None:
-            step |= {"expert_load": result.expert_load, "routing_entropy": result.routing_entropy}
-        if result.distillation:
-            step["distillation"] = torch.stack(list(result.distillation.values())).detach()
-        if result.filtering is not None:
-            step["filtering"] = torch.stack([result.filtering.kept.float().mean(), result.filtering.phi.mean()])
-        self._objectives = result.objectives
-        self._distilled = [f"loss/distillation_{view}" for view in result.distillation]
-        self._steps.append(step)
-
-    def flush(self) -> dict[str, float]:
-        """Means since the last call, flat: `loss/inter_text`, `weight/inter_text` (M·ω), `loss/aux`,
-        `loss/sparsity`, `loss/distillation_text`, `temperature/inter`, `expert_load/text/0`, `routing_entropy/text`,
-        `filter/kept_share` (of triplets with φ ≥ τ), `filter/mean_phi`; `unserved/inter_image` is the share of batches
-        in which nothing served the objective, where that happened.
-        """
-        if not self._steps:
-            return {}
-        mean = {name: torch.stack([step[name] for step in self._steps]).mean(0).tolist() for name in self._steps[0]}
-        self._steps = []
-        logs = {}
-        for name, served, loss, weight in zip(
-            self._objectives, mean["served"], mean["loss"], mean["weight"], strict=True
-        ):
-            if served:
-                logs[f"loss/{name}"] = loss / served
-            if served < 1:
-                logs[f"unserved/{name}"] = 1 - served
-            logs[f"weight/{name}"] = weight
-        logs |= dict(zip(("loss/aux", "loss/sparsity"), mean["regularisers"], strict=True))
-        logs |= dict(zip(("temperature/inter", "temperature/intra"), mean["temperature"], strict=True))
-        logs |= dict(zip(self._distilled, mean.get("distillation", ()), strict=True))
-        if "filtering" in mean:
-            logs |= dict(zip(("filter/kept_share", "filter/mean_phi"), mean["filtering"], strict=True))
-        if "expert_load" in mean:
-            for view, load, entropy in zip(VIEWS, mean["expert_load"], mean["routing_entropy"], strict=True):
-                logs |= {f"expert_load/{view}/{z}": share for z, share in enumerate(load)}
-                logs[f"routing_entropy/{view}"] = entropy
-        return logs
 
 
 class CompactProgressCallback(ProgressCallback):
