@@ -604,35 +604,6 @@ class Moon2Model(Moon2PreTrainedModel):
                 expert_choices=expert_choices,
                 **kwargs,
             )
-        return self._embed(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            image_grid_thw,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            field_ids=field_ids,
-            image_layout=image_layout,
-            expert_choices=expert_choices,
-            **kwargs,
-        )
-
-    def _embed(
-        self,
-        input_ids: torch.LongTensor | None,
-        attention_mask: torch.Tensor | None,
-        pixel_values: torch.FloatTensor | None,
-        image_grid_thw: torch.LongTensor | None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        field_ids: torch.Tensor | None = None,
-        image_layout: dict | None = None,
-        expert_choices: torch.Tensor | None = None,
-        **kwargs,
-    ) -> Moon2Output:
-        """What `forward` does without `return_views`; apart from it, for wrappers of `forward` such as accelerate's
-        autocast cannot be entered twice.
-        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         inputs_embeds, attention_mask, position_ids, deepstack_visual_embeds = self._inputs(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
+import peers
 import pytest
+import quality
 import torch
 from datasets import Dataset, Features
 
@@ -14,11 +13,6 @@ from moon2_dataset import PRODUCT_FEATURES, QUERY_FEATURES, join
 from moon2_training.evaluate import evaluate_encoder
 from moon2_training.peer_encoders import load_any_encoder
 from moon2_training.trainer_config import Moon2TrainingArguments
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import peers  # noqa: E402  (scripts of this folder, which is no package)
-import quality  # noqa: E402
 
 
 @pytest.fixture
