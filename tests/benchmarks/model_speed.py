@@ -22,7 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ def variant_config(dense: Moon2Config, variant: str) -> Moon2Config:
 def build_model(dense: Moon2Config, variant: str, options: Options) -> Moon2Model:
     """A model with random weights, made on the device."""
     config = variant_config(dense, variant)
+    torch.manual_seed(0)
     with torch.device(options.device):
         model = Moon2Model._from_config(
             config, dtype=getattr(torch, options.dtype), attn_implementation=options.attn
@@ -206,9 +207,11 @@ class Bench:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "options": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()},
+            "tables": {},
             "failures": {},
         }
         print(f"{options.shape}, {options.dtype}, {options.attn}, {name}, torch {torch.__version__}", flush=True)
+        self.peak = self.measure_peak()
 
     def model(self, variant: str) -> Moon2Model:
         """The model of a variant, made when it is first asked for."""
@@ -243,6 +246,25 @@ class Bench:
         torch.cuda.synchronize()
         return start.elapsed_time(end) / 1000
 
+    def measure_peak(self) -> float:
+        """FLOP/s of a large matrix product on this device in this dtype."""
+        side = MATMUL_SIDE["cuda" if self.cuda else "cpu"]
+        a, b = (
+            torch.randn(side, side, device=self.options.device).to(getattr(torch, self.options.dtype)) for _ in "ab"
+        )
+
+        def run() -> None:
+            for _ in range(MATMUL_CALLS):
+                a @ b
+
+        for _ in range(WARM_UP_CALLS):
+            run()
+        seconds = statistics.median(self.clock(run) for _ in range(self.options.repeats))
+        peak = 2 * side**3 * MATMUL_CALLS / seconds
+        self.result["matmul_tflops"] = peak / 1e12
+        print(f"\nmatrix product of {side}³: {peak / 1e12:.4g} TFLOP/s", flush=True)
+        return peak
+
     def alternate(
         self,
         candidates: dict[Hashable, Callable[[], Any]],
@@ -265,7 +287,8 @@ class Bench:
                 self.fail(name, error)
             else:
                 seconds[name] = []
-            self.release()
+            if name not in seconds:  # only now is the traceback gone, with the tensors in its frames
+                self.release()
         for _ in range(self.options.repeats):
             for name, of_candidate in seconds.items():
                 prepare(name)
@@ -289,7 +312,7 @@ class Bench:
 
     def table(self, title: str, rows: list[dict[str, Any]]) -> None:
         """Print rows as a Markdown table and keep them."""
-        self.result[title] = rows
+        self.result["tables"][title] = rows
         if not rows:
             return
         print(f"\n**{title}**\n\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
@@ -297,26 +320,6 @@ class Bench:
             cells = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
             print("| " + " | ".join(cells) + " |")
         sys.stdout.flush()
-
-    @cached_property
-    def peak(self) -> float:
-        """FLOP/s of a large matrix product on this device in this dtype."""
-        side = MATMUL_SIDE["cuda" if self.cuda else "cpu"]
-        a, b = (
-            torch.randn(side, side, device=self.options.device).to(getattr(torch, self.options.dtype)) for _ in "ab"
-        )
-
-        def run() -> None:
-            for _ in range(MATMUL_CALLS):
-                a @ b
-
-        for _ in range(WARM_UP_CALLS):
-            run()
-        seconds = statistics.median(self.clock(run) for _ in range(self.options.repeats))
-        peak = 2 * side**3 * MATMUL_CALLS / seconds
-        self.result["matmul_tflops"] = peak / 1e12
-        print(f"\nmatrix product of {side}³: {peak / 1e12:.4g} TFLOP/s", flush=True)
-        return peak
 
     def count(self, variant: str, name: str, run: Callable[[Moon2Model, dict[str, Any]], Any]) -> int:
         """FLOPs for one item of what `run` does."""
@@ -332,8 +335,8 @@ class Bench:
 
     def costs(self, seconds: float, flops: int) -> dict[str, float]:
         """Columns that compare with the device's peak."""
-        peak = self.peak
-        return {"TFLOP": flops / 1e12, "TFLOP/s": flops / seconds / 1e12, "% of peak": 100 * flops / seconds / peak}
+        rate = flops / seconds
+        return {"TFLOP": flops / 1e12, "TFLOP/s": rate / 1e12, "% of peak": 100 * rate / self.peak}
 
     def peak_memory(self, model: Moon2Model, run: Callable[[], Any]) -> float | None:
         """GB that a call takes at most, with the model's weights and gradients; None on a CPU."""
@@ -381,7 +384,7 @@ def measure_views(bench: Bench) -> None:
     patches, length = inputs["pixel_values"].shape[0], inputs["input_ids"].shape[1]
     tokens = {"encode_views": items * (length + TEXT_TOKENS), "three passes": items * 2 * length}
     images = {"encode_views": patches, "three passes": 2 * patches}
-    rows, ratios = [], []
+    ratios = []
     for variant in EXPERTS:
         model = bench.model(variant)
         runs = {(variant, way): partial(backward, model, inputs, views) for way, views in ways.items()}
@@ -393,7 +396,7 @@ def measure_views(bench: Bench) -> None:
             row = {"variant": variant, "way": way, "items": items, "tokens": tokens[way], "patches": images[way]}
             row |= {"ms": 1e3 * of_way} | bench.costs(of_way, flops)
             of_variant[way] = row | {"peak GB": bench.peak_memory(model, runs[name])}
-        rows += of_variant.values()
+        bench.table(f"views, {variant}", list(of_variant.values()))
         if len(of_variant) == len(ways):
             fused, separate = (of_variant[way] for way in ways)
             columns = {
@@ -408,7 +411,6 @@ def measure_views(bench: Bench) -> None:
                 for name, column in columns.items()
             }
             ratios.append({"variant": variant} | of_ratio)
-    bench.table("views", rows)
     bench.table("three passes / encode_views", ratios)
 
 
