@@ -156,6 +156,7 @@ class Moon2Trainer(Trainer):
                 mined_per_product=args.mined_per_product if args.mine_every_steps else 0,
                 enriched_title_share=args.enriched_title_share,
                 expanded_image_share=args.expanded_image_share,
+                word_dropout=args.word_dropout,
             )
         super().__init__(
             model=model,

@@ -170,6 +170,13 @@ class Moon2TrainingArguments(TrainingArguments):
             "core_region, where it has them."
         },
     )
+    word_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that a word is left out of a query's text or an item's title, anew every epoch; in long "
+            "trainings it keeps the texts of a log from being learnt by heart."
+        },
+    )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Items per forward when scoring."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
@@ -189,7 +196,7 @@ class Moon2TrainingArguments(TrainingArguments):
             raise ValueError(f"item_text_fields={self.item_text_fields}; give one or more of {ITEM_TEXT_FIELDS}")
         if self.max_images_per_item < 1:
             raise ValueError(f"max_images_per_item={self.max_images_per_item}; give 1 or more")
-        for name in ("enriched_title_share", "expanded_image_share"):
+        for name in ("enriched_title_share", "expanded_image_share", "word_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give a probability from 0 to 1")
         self.alignment_loss(model_aux_coef=0.0)  # refuses what has no meaning, before a model is loaded

@@ -15,6 +15,7 @@ from modeling_moon2.processing_moon2 import load_image
 from moon2_dataset import ProductQueries
 
 from .query_photo import make_query_photo
+from .word_dropout import drop_words
 
 MAX_DRAWS = 32  # rejected draws before a negative is looked for exhaustively
 
@@ -82,6 +83,7 @@ class TripletDataset(Dataset):
         enriched_title_share: probability that an item's title is T⁺, where it has one.
         expanded_image_share: probability that a picture of an item is replaced by one of its expanded images or by
             the crop of its core region, all equally likely and none twice in an item.
+        word_dropout: probability that a word is left out of a query's text or an item's title.
 
     Raises:
         ValueError: (when an example is read) a picture cannot be read; names the product or query.
@@ -98,6 +100,7 @@ class TripletDataset(Dataset):
         mined_per_product: int = 0,
         enriched_title_share: float = 0.5,
         expanded_image_share: float = 0.15,
+        word_dropout: float = 0.0,
     ) -> None:
         self.data = data
         self.negatives = negatives
@@ -107,6 +110,7 @@ class TripletDataset(Dataset):
         self.on_bad_image = on_bad_image
         self.enriched_title_share = enriched_title_share
         self.expanded_image_share = expanded_image_share
+        self.word_dropout = word_dropout
         # (N, K) rows of hard negatives, -1 for none: shared, so that what is mined reaches reading processes
         self.mined = torch.full((len(data.products), mined_per_product), -1, dtype=torch.int64).share_memory_()
         order = np.argsort(data.leaf, kind="stable")
@@ -128,10 +132,11 @@ class TripletDataset(Dataset):
         positive_rows = [data.product_index[product_id] for product_id in positive_ids]
 
         unreadable: list[str] = []
-        augmenting = rng.spawn(1)[0]  # a stream of its own, so that the draws of `rng` stay those of the originals
+        # streams of their own, so that the draws of `rng` stay those of the originals
+        augmenting, dropping = rng.spawn(2)
         originals = self._choose_pictures(product, rng)
         shown = self._stand_ins(product, originals, augmenting)
-        positive = self._item(row, product, originals, shown, augmenting, unreadable)
+        positive = self._item(row, product, originals, shown, augmenting, dropping, unreadable)
         if query["image"] is not None:
             photos = self._open([Picture(f"query {query['query_id']}", query["image"])], unreadable)
         else:
@@ -140,13 +145,15 @@ class TripletDataset(Dataset):
         text = query["text"]
         if not (photos or text and text.strip()):
             text = query["query_id"]  # nothing of it is left
+        elif text:
+            text = drop_words(text, self.word_dropout, dropping)
         negative = None
         if self.negatives == "explicit":
             negative_row = self._draw_negative(query, row, set(positive_rows), rng)
             other = data.products[negative_row]
             originals = self._choose_pictures(other, rng)
             shown = self._stand_ins(other, originals, augmenting)
-            negative = self._item(negative_row, other, originals, shown, augmenting, unreadable)
+            negative = self._item(negative_row, other, originals, shown, augmenting, dropping, unreadable)
         return Triplet(
             query=Item(text, photos),
             positive=positive,
@@ -207,6 +214,7 @@ class TripletDataset(Dataset):
         originals: list[Picture],
         shown: list[Picture],
         augmenting: np.random.Generator,
+        dropping: np.random.Generator,
         unreadable: list[str],
     ) -> Item:
         """Text and pictures of p or n; an original comes back for what replaces it and cannot be read."""
@@ -219,6 +227,8 @@ class TripletDataset(Dataset):
         enriched = product.get("enriched_title")
         if enriched and enriched.strip() and augmenting.random() < self.enriched_title_share:
             product = product | {"title": enriched}
+        if product["title"]:
+            product = product | {"title": drop_words(product["title"], self.word_dropout, dropping)}
         text = item_text(product, self.item_text_fields)
         if text is None and not pictures:
             text = product["product_id"]  # nothing of it is left

@@ -207,6 +207,7 @@ def test_co_augmentation_is_trained_on_as_often_as_the_arguments_say(fresh, shop
         ({"distillation_temperature": -1.0}, "distillation_temperature=-1.0; give a number over 0"),
         ({"enriched_title_share": 1.5}, "enriched_title_share=1.5; give a probability from 0 to 1"),
         ({"expanded_image_share": -0.1}, "expanded_image_share=-0.1; give a probability from 0 to 1"),
+        ({"word_dropout": 2.0}, "word_dropout=2.0; give a probability from 0 to 1"),
     ],
 )
 def test_wrong_arguments_fail_at_once_with_the_allowed_values(fresh, shop, tmp_path, change, message):

@@ -273,3 +273,23 @@ def test_an_unreadable_variant_is_named_and_the_original_shown(augmented):
     assert skipping.unreadable == ("product p6, expanded image 0",)
     assert pixels(skipping.positive.images) == pixels(map(load_image, products[6]["images"]))
     assert len(skipping.query.images) == 1
+
+
+def test_word_dropout_thins_queries_and_titles_and_moves_no_other_draw(shop, augmented, drawn):
+    plain = TripletDataset(augmented, "explicit", seed=3)
+    thinned = TripletDataset(augmented, "explicit", seed=3, word_dropout=0.5)
+    before, after = 0, 0
+    for index in DRAWN:
+        for epoch in (1, 2):
+            found, triplet = drawn(thinned, TripletKey(index, epoch))
+            wanted, original = drawn(plain, TripletKey(index, epoch))
+            assert found == wanted
+            for role in ("query", "positive", "negative"):
+                item, whole = getattr(triplet, role), getattr(original, role)
+                assert pixels(item.images) == pixels(whole.images)
+                assert item.title_key == whole.title_key  # what counts as the same title is the catalogue's
+                if whole.text:
+                    before += len(whole.text.split())
+                    after += len(item.text.split())
+                    assert item.text and set(item.text.split()) <= set(whole.text.split())
+    assert 0.4 * before < after < 0.7 * before
