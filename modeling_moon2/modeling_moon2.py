@@ -504,21 +504,16 @@ class Moon2TextModel(Moon2PreTrainedModel):
         """
         if packing is None:
             return create_causal_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                past_key_values=None,
+                self.config,
+                inputs_embeds,
+                attention_mask,
+                None,  # no cache; by position, for its name is not the same in all versions of transformers
                 # to see that a batch has no padding the host would wait for the device in every step
                 allow_is_causal_skip=not self.training,
             )
         rows = (len(packing["cu_seqlens"]) - 1) // len(packing["lengths"])
         return [
-            create_causal_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds.new_empty(rows, length, 1),
-                attention_mask=None,
-                past_key_values=None,
-            )
+            create_causal_mask(self.config, inputs_embeds.new_empty(rows, length, 1), None, None)
             for length in packing["lengths"]
         ]
 

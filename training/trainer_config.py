@@ -173,8 +173,8 @@ class Moon2TrainingArguments(TrainingArguments):
     word_dropout: float = field(
         default=0.0,
         metadata={
-            "help": "Probability that a word is left out of a query's text or an item's title, anew every epoch; in long "
-            "trainings it keeps the texts of a log from being learnt by heart."
+            "help": "Probability that a word is left out of a query's text or an item's title, anew every epoch; "
+            "in long trainings it keeps the texts of a log from being learnt by heart."
         },
     )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Items per forward when scoring."})
