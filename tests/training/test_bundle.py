@@ -1,0 +1,68 @@
+"""The folder of a run to hand on: what goes into it, what stays behind, how it is brought up to date."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+import modeling_moon2
+from modeling_moon2.processing_moon2 import load_image
+from moon2_dataset.demo_catalogue import render_demo_catalogue
+from moon2_training.bundle import main, make_bundle, refresh_bundle
+from moon2_training.hub_folder import save_hub_folder
+from moon2_training.mini import MiniConfig, build_mini
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A model that was never trained, saved as a run leaves it."""
+    torch.manual_seed(0)
+    shape = MiniConfig(32, 2, 2, moe_intermediate_size=16, vision_hidden_size=32, vision_depth=2, vocab_size=300)
+    model, processor = build_mini(shape, ["red mug", "blue lamp"])
+    folder = tmp_path / "run"
+    save_hub_folder(folder, model, processor, {"training": {"max_steps": 3}})
+    (folder / "training_args.bin").write_bytes(b"pickle")
+    (folder / "checkpoint-3").mkdir()
+    return folder
+
+
+def test_a_bundle_holds_the_model_and_no_more(run, tmp_path):
+    bundle = tmp_path / "mini"
+    make_bundle(run, bundle)
+    names = {path.name for path in bundle.iterdir()}
+    assert {"model.safetensors", "config.json", "README.md", "modules.json", "tokenizer.json"} <= names
+    assert not names & {"training_args.bin", "checkpoint-3"}
+    weights, whole = load_file(bundle / "model.safetensors"), load_file(run / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert all(torch.equal(weights[name], whole[name].bfloat16()) for name in whole)
+    model = AutoModel.from_pretrained(bundle, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(bundle, trust_remote_code=True)
+    picture = load_image(render_demo_catalogue(1)[0][0]["images"][0])
+    with torch.no_grad():
+        embedding = model(**processor(text=["red mug"], images=[picture])).embeddings
+    assert embedding.shape == (1, 32) and embedding.norm().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_refresh_renews_code_card_and_metadata_and_leaves_the_weights(run, tmp_path):
+    bundle = tmp_path / "mini"
+    main([str(run), str(bundle)])
+    fresh = {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()}
+    stale = ("modeling_moon2.py", "modules.json", "1_Pooling/config.json")
+    for name in stale:
+        (bundle / name).write_text("{}")
+    (bundle / "README.md").unlink()
+    main([str(bundle)])
+    assert {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()} == fresh
+    assert json.loads((bundle / "1_Pooling/config.json").read_text())["embedding_dimension"] == 32
+    code = Path(modeling_moon2.__file__).parent
+    assert (bundle / "modeling_moon2.py").read_bytes() == (code / "modeling_moon2.py").read_bytes()
+
+
+def test_nothing_is_written_over(run, tmp_path):
+    with pytest.raises(ValueError, match="is not empty"):
+        make_bundle(tmp_path / "run", run)
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        refresh_bundle(tmp_path)
