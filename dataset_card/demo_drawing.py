@@ -106,7 +106,7 @@ def photograph(
         rng.choice(3, p=[0.6, 0.25, 0.15])
     ]
     product = _seen(_drawn(look), camera, width, height)
-    alpha = np.asarray(product.getchannel("A"), dtype=np.float32) / 255  # (H, W)
+    alpha = _coverage(product)  # (H, W)
     colour = np.asarray(product.convert("RGB"), dtype=np.float32)  # (H, W, 3)
     sun = rng.uniform(-0.9, 0.9) if phone else -0.6
     scene = _backdrop(backdrop, width, height, rng) * (1 - _shadow(alpha, sun, look.shape in STANDING))[..., None]
@@ -118,6 +118,11 @@ def photograph(
     picture = BytesIO()
     Image.fromarray(scene.clip(0, 255).astype(np.uint8)).save(picture, "JPEG", quality=quality)
     return picture.getvalue()
+
+
+def silhouette(look: Look, camera: Camera, width: int, height: int) -> np.ndarray:
+    """(height, width) float32 in 0..1: how far the product covers each pixel of a picture that `photograph` draws."""
+    return _coverage(_seen(_drawn(look), camera, width, height))
 
 
 @lru_cache(maxsize=4)
@@ -222,6 +227,10 @@ def _seen(drawn: Image.Image, camera: Camera, width: int, height: int) -> Image.
         (2 * width, 2 * height), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR
     )
     return turned.reduce(2)
+
+
+def _coverage(product: Image.Image) -> np.ndarray:
+    return np.asarray(product.getchannel("A"), dtype=np.float32) / 255
 
 
 def _blurred(alpha: np.ndarray, radius: float) -> np.ndarray:
