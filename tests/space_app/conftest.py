@@ -1,4 +1,4 @@
-"""An encoder that has learnt something: the one the package carries or, without it, one trained here on a drawn shop."""
+"""An encoder that has learnt something: the one the package carries, else one trained here on a drawn shop."""
 
 from __future__ import annotations
 

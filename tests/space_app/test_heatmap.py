@@ -50,7 +50,7 @@ def test_the_silhouette_holds_the_heat(trained_encoder):
         heatmap = match_heatmap(trained_encoder, asked(words), {"text": title, "images": [picture]})
         assert min(heatmap.cells.shape) >= 8 and heatmap.cells.min() >= 0 and heatmap.cells.max() <= 1
         gains.append(share_in(heatmap.cells, mask) / mask.mean())
-    assert np.mean(gains) >= 1.5
+    assert np.mean(gains) >= 2  # 1 by chance
 
 
 def test_the_heat_goes_to_the_product_that_the_words_name(trained_encoder):
