@@ -18,7 +18,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
-from modeling_moon2 import Moon2Config
+from modeling_moon2 import Moon2Config, Moon2Routing
 from modeling_moon2.processing_moon2 import text_parts
 
 VIEWS = ("text", "image", "multimodal")
@@ -158,6 +158,19 @@ class Encoder:
             views.has_text[rows] = output.has_text.cpu().numpy()
             views.has_image[rows] = output.has_image.cpu().numpy()
         return views
+
+    def routing(self, items: Sequence[dict[str, Any]], progress: bool = True) -> Iterator[Moon2Routing | None]:
+        """Yield the routing statistics of every batch, whose order is not that of the items; None of a dense model.
+
+        Args:
+            items: N items, each with text, images or both.
+            progress: show a bar.
+
+        Raises:
+            ValueError: an item has neither or cannot be read; the message names the item.
+        """
+        for _, output in self._forward(items, "multimodal", progress, return_views=True):
+            yield output.routing
 
     def _forward(
         self, items: Sequence[dict[str, Any]], view: str, progress: bool, return_views: bool

@@ -34,7 +34,7 @@ def test_a_drawn_product_is_recognised(trained_encoder):
         for name in right:
             right[name] += predicted[name] == truth[name]
     commonest = max(np.unique([path[0] for path in products["category_path"]], return_counts=True)[1])
-    assert right["colour"] > 40 and right["level_1"] > commonest and right["level_3"] > 80 / 17
+    assert right["colour"] > 80 / 4 and right["level_1"] > commonest and right["level_3"] > 80 / 8
 
 
 def test_probabilities_are_those_of_the_softmax_and_add_up_on_the_way_up(labels, tiny):
@@ -50,8 +50,9 @@ def test_probabilities_are_those_of_the_softmax_and_add_up_on_the_way_up(labels,
         {"Home": expected["Mugs"], "Fashion": expected["Bags"] + expected["Boots"]}, abs=1e-4
     )
     assert sum(score for _, score in second.choices) == pytest.approx(first.score)
-    (colour,) = understood.attributes
-    assert colour.name == "colour" and sum(score for _, score in colour.choices) == pytest.approx(1)
+    colour, size = understood.attributes
+    assert (colour.name, size.name) == ("colour", "size")
+    assert sum(score for _, score in colour.choices) == pytest.approx(1)
     assert colour.label == colour.choices[0][0] and colour.score == max(score for _, score in colour.choices)
     assert understood.duplicates == []
 
