@@ -191,25 +191,16 @@ def draw_modality_gap(gap: ModalityGap, ink: str = "#1d1d1f") -> Figure:
         axes.scatter(*points[shown].T, s=14, marker=VIEW_MARKS[view], color=colours[view], alpha=0.6, linewidths=0,
                      label=view)  # fmt: skip
     for view, points in gap.points.items():
-        axes.scatter(
-            *points.mean(0),
-            s=190,
-            marker=VIEW_MARKS[view],
-            color=colours[view],
-            edgecolor=ink,
-            linewidths=1.8,
-            zorder=3,
-        )
+        mark = {"marker": VIEW_MARKS[view], "color": colours[view], "edgecolor": ink}
+        axes.scatter(*points.mean(0), s=190, linewidths=1.8, zorder=3, **mark)
     ends = np.stack([gap.points["text"].mean(0), gap.points["image"].mean(0)])
     axes.plot(*ends.T, color=ink, linewidth=1.2, linestyle=(0, (4, 3)), zorder=2.5)
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set_xlabel(
-        f"from the centre of the texts to that of the images, {gap.explained[0]:.0%} of the variance",
-        color=ink,
-        size=9,
-    )
-    axes.set_ylabel(f"principal axis of the rest, {gap.explained[1]:.0%}", color=ink, size=9)
+    along, across = gap.explained
+    axes.set_xlabel(f"from the centre of text to that of image, {along:.0%} of the variance", color=ink, size=9)
+    axes.set_ylabel(f"principal axis of the rest, {across:.0%}", color=ink, size=9)
     pair = ("text", "image")
+    own, other = (round(cosines[pair], 2) + 0.0 for cosines in (gap.own, gap.other))  # no -0.00
     axes.set_title(
         f"Modality gap: {gap.distances[pair]:.2f} between the centres of text and image (large marks)\n"
         f"Cosine of title and picture: {own:.2f} of one product, {other:.2f} of two",
