@@ -148,7 +148,7 @@ def draw_expert_load(load: ExpertLoad, ink: str = "#1d1d1f") -> Figure:
         _dress(axes, ink)
         axes.set_title(f"{view.capitalize()} inputs", loc="left", size=11, color=ink)
         axes.set_xlabel(f"expert  ·  {tokens:,} tokens" if tokens else "no product has this view", color=ink, size=9)
-        axes.set_xticks(range(num_experts))
+        axes.set_xticks(range(0, num_experts, 1 if num_experts <= NAMED_EXPERTS else num_experts // 8))
         axes.set_yticks(range(num_layers), [f"layer {layer}" for layer in load.layers])
         if not tokens:
             axes.set_xlim(-0.5, num_experts - 0.5)

@@ -17,7 +17,7 @@ from modeling_moon2.processing_moon2 import FIELD_SEPARATOR, load_image, text_pa
 from moon2_training.encode import Encoder, take_view
 
 SHORT_SIDE_CELLS = 12  # along the shorter side of the map, unless the model itself looks closer
-LONG_SIDE_CELLS = 4 * SHORT_SIDE_CELLS  # no longer sides are mapped in proportion
+LONG_SIDE_CELLS = 4 * SHORT_SIDE_CELLS  # a longer picture is squeezed
 # Han and kana are written without spaces; there a word is one character
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
@@ -225,7 +225,7 @@ def _draw_legend(sheet: Image.Image, top: int) -> None:
     draw = ImageDraw.Draw(sheet)
     small = sheet.width < 300
     font = ImageFont.load_default(10 if small else 13)
-    left, right = ("0", "1") if small else ("carries nothing", "carries most of the match")
+    left, right = ("0", "1") if small else ("adds nothing", "adds most to the match")
     margin, middle = 12, top + LEGEND_HEIGHT // 2
     draw.text((margin, middle), left, LEGEND_INK, font, anchor="lm")
     draw.text((sheet.width - margin, middle), right, LEGEND_INK, font, anchor="rm")

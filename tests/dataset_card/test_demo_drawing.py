@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from moon2_dataset.demo_catalogue import KINDS
-from moon2_dataset.demo_drawing import BACKDROPS, COLOURS, GLOSS, PATTERNS, Camera, Look, photograph
+from moon2_dataset.demo_drawing import BACKDROPS, COLOURS, GLOSS, PATTERNS, Camera, Look, photograph, silhouette
 from moon2_dataset.demo_shapes import SHAPES
 
 CUT = (0.5, 0.5, 0.5, 0.5)
@@ -25,6 +25,15 @@ def test_every_shape_shows_a_product_of_its_colour(shape):
     differs = np.abs(red - blue).sum(-1) > 60
     assert 0.02 < differs.mean() < 0.8  # the product, not the backdrop
     assert (red - blue)[differs][:, 0].mean() > 20 > (red - blue)[differs][:, 2].mean()
+
+
+def test_two_colours_differ_on_the_silhouette_alone():
+    camera = Camera(yaw=25, roll=-8, scale=0.7)
+    red, blue = (drawn(Look("t-shirt", colour, "plain", "cotton", 0, CUT), camera) for colour in ("red", "blue"))
+    covered = silhouette(Look("t-shirt", "red", "plain", "cotton", 0, CUT), camera, red.shape[1], red.shape[0])
+    differs = np.abs(red - blue).sum(-1) > 60
+    assert covered.shape == differs.shape and 0 <= covered.min() and covered.max() <= 1
+    assert differs[covered > 0.9].mean() > 0.9 and differs[covered == 0].mean() < 0.01
 
 
 @pytest.mark.parametrize("trait", ["pattern", "shape", "brand", "material"])

@@ -114,4 +114,4 @@ def test_figures_say_their_numbers_in_the_given_ink_on_nothing(ink):
 def test_many_experts_are_drawn_without_numbers():
     shares = np.random.default_rng(2).dirichlet(np.ones(32), size=(3, 4)).astype(np.float32)
     figure = draw_expert_load(ExpertLoad(shares, np.array([9, 9, 9]), [0, 1, 2, 3], 4))
-    assert not figure.axes[0].texts and len(figure.axes[0].images) == 1
+    assert not figure.axes[0].texts and len(figure.axes[0].images) == 1 and len(figure.axes[0].get_xticks()) == 8

@@ -75,6 +75,22 @@ def test_encode_views_equals_encode_of_each_view(encoder, items):
         assert (getattr(views, view)[~present] == 0).all()
 
 
+def test_routing_counts_all_tokens_of_all_items_in_their_views(encoder, items):
+    batches = list(encoder.routing(items, progress=False))
+    assert len(batches) == 5
+    tokens = sum(routing.token_counts.sum(1) for routing in batches)  # (3,)
+    lengths, of_images, of_both = 0, 0, 0
+    for item in items:
+        inputs = encoder.processor(text=[item["text"]], images=[item["images"]])
+        length = int(inputs["attention_mask"].sum())
+        images = int(inputs["mm_token_type_ids"].sum()) + 2 * len(item["images"])
+        lengths, of_images = lengths + length, of_images + images
+        of_both += length if 0 < images < length else 0
+    assert tokens.tolist() == [lengths - of_images, of_images, of_both]
+    chosen = sum(routing.expert_counts.sum((2, 3)) for routing in batches)  # (3, layers)
+    assert (chosen == 2 * tokens.unsqueeze(1)).all()
+
+
 def test_all_forms_of_an_image_are_the_same_item(encoder, make_image, tmp_path):
     image = make_image(3)
     (tmp_path / "photo.png").write_bytes(encoded(image))
