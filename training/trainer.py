@@ -55,6 +55,17 @@ def _set_temperatures(model: torch.nn.Module, starts: tuple[float | None, float 
                     weight[i] = math.log(start)
 
 
+def _freeze(model: torch.nn.Module, modules: list[str]) -> None:
+    """Stop training the parameters of the named modules, wherever in the model a module of that name stands."""
+    for module in modules:
+        found = [weight for name, weight in model.named_parameters() if f".{module}." in f".{name}."]
+        if not found:
+            names = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(f"freeze: the model has no module {module!r}; its largest are {names}")
+        for weight in found:
+            weight.requires_grad_(False)
+
+
 def _load_state(file: Path, argument: str) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise ValueError(f"{file} is not there: the run had none; resume with {argument}=0, or start anew")
@@ -121,6 +132,7 @@ class Moon2Trainer(Trainer):
         self.memory = None
         if args.memory_size:
             self.memory = MemoryQueue(args.memory_size, width, args.memory_max_age).to(args.device)
+        _freeze(model, args.freeze)
         _set_temperatures(model, (args.inter_temperature, args.intra_temperature))
         learn = (args.learn_inter_temperature, args.learn_intra_temperature)
         self.teachers = None

@@ -170,6 +170,13 @@ class Moon2TrainingArguments(TrainingArguments):
             "core_region, where it has them."
         },
     )
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Modules that stay as they are, by name: visual is the vision tower, which then takes no memory "
+            "and no time for gradients."
+        },
+    )
     word_dropout: float = field(
         default=0.0,
         metadata={

@@ -207,16 +207,31 @@ def test_co_augmentation_is_trained_on_as_often_as_the_arguments_say(fresh, shop
         ({"distillation_temperature": -1.0}, "distillation_temperature=-1.0; give a number over 0"),
         ({"enriched_title_share": 1.5}, "enriched_title_share=1.5; give a probability from 0 to 1"),
         ({"expanded_image_share": -0.1}, "expanded_image_share=-0.1; give a probability from 0 to 1"),
+        ({"freeze": ["vision"]}, "freeze: the model has no module 'vision'; its largest are visual, language_model"),
         ({"word_dropout": 2.0}, "word_dropout=2.0; give a probability from 0 to 1"),
     ],
 )
 def test_wrong_arguments_fail_at_once_with_the_allowed_values(fresh, shop, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         Moon2Trainer(fresh[0], arguments(tmp_path, **change), shop, processing_class=fresh[1])
-    needs_more = {"per_device_train_batch_size", "matryoshka_dims"} & change.keys()  # the data's or the model's size
+    needs_more = {
+        "per_device_train_batch_size",
+        "matryoshka_dims",
+        "freeze",
+    } & change.keys()  # of data or model
     if not needs_more:
         with pytest.raises(ValueError, match=message):
             arguments(tmp_path, **change)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_what_is_frozen_stays_and_the_rest_learns(fresh, shop, tmp_path, muon):
+    model, processor = fresh
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    options = arguments(tmp_path, max_steps=2, freeze=["visual", "layers.0.mlp.gate"], muon=muon)
+    Moon2Trainer(model, options, shop, processing_class=processor).train()
+    kept = {name for name, weight in model.named_parameters() if torch.equal(weight, before[name])}
+    assert kept == {name for name in before if name.startswith("visual.") or ".layers.0.mlp.gate." in name}
 
 
 @pytest.mark.parametrize(
