@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +27,8 @@ VIEWS = ("text", "image", "multimodal")
 BATCHES_PER_WINDOW = 64  # items are sorted by length within a window, so that reading stays nearly sequential
 CHARACTERS_PER_TOKEN = 4
 IMAGES_PER_PRODUCT = 4
+# What differs between a model in memory and the same one saved and loaded; the weights tell their types themselves.
+NOT_IN_FINGERPRINT = ("_name_or_path", "architectures", "auto_map", "dtype", "processor_class", "transformers_version")
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -255,6 +259,37 @@ def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTraine
     if "device_map" not in options:
         model = model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     return model.eval(), processor
+
+
+def encoder_fingerprint(model: PreTrainedModel, processor: ProcessorMixin) -> str:
+    """Hash what an embedding depends on: the weights with their names and types, the configuration, the processor.
+
+    The same for a model in memory, saved and loaded again, wherever it stands; another where it is loaded in another
+    type, for then it answers with other numbers.
+
+    Args:
+        model: a Moon2Model.
+        processor: its Moon2Processor.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    tokenizer = processor.tokenizer
+    parts = [model.config.to_dict(), processor.image_processor.to_dict()]
+    parts += [tokenizer.backend_tokenizer.to_str(), tokenizer.model_max_length, processor.chat_template]
+    digest.update(json.dumps([_told(part) for part in parts], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _told(part: Any) -> Any:
+    """A part of a configuration without what says where it came from."""
+    if isinstance(part, Mapping):
+        return {str(key): _told(value) for key, value in part.items() if key not in NOT_IN_FINGERPRINT}
+    return part
 
 
 def item_name(item: dict[str, Any], row: int) -> str:

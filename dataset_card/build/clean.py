@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from .facts import BAD_ATTRIBUTES, BAD_CATEGORY, MAX_ATTRIBUTES, MAX_LEVELS, MAX_NAME, read_attributes, read_category
 from .mapping import TEMPLATE, Column
-from .pictures import PICTURE_REASONS, Problem, read_pictures
+from .pictures import MAX_PIXELS, PICTURE_REASONS, Problem, read_pictures
 from .plain_text import MAX_ID, clean_id, clean_ids, clean_text, is_nothing, kind_of
 from .raw_rows import UNREADABLE_ROW, RawRow
 from .shops import VARIATION
@@ -83,6 +83,8 @@ def clean_product(
     mapping: Mapping[str, Sequence[Column]],
     image_root: Path | None = None,
     max_side: int = MAX_SIDE,
+    within: Path | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Cleaned | Dropped:
     """Make a product of a row, or say why not.
 
@@ -94,6 +96,8 @@ def clean_product(
         mapping: field → source columns, as `Source.mapping`.
         image_root: where relative image paths start; None: beside the row's file.
         max_side: pixels; longer pictures are made smaller.
+        within: folder outside which no picture is read; None: any file is.
+        max_pixels: of a picture; one with more is not decoded.
 
     Returns:
         The product with its notes, or the reason. No row raises.
@@ -131,7 +135,7 @@ def clean_product(
     pictures: list[dict[str, Any]] = []
     if mapping.get("images"):
         cells = [_image_cell(values, column) for column in mapping["images"]]
-        pictures, problems = read_pictures(cells, row.folder, image_root, max_side)
+        pictures, problems = read_pictures(cells, row.folder, image_root, max_side, within, max_pixels)
         notes.extend(problems)
     if not title and not pictures:
         lost = "; ".join(f"{code} {detail}".strip() for code, detail in notes)

@@ -25,6 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 NOT_FETCHED = "image_url_not_fetched"
 MISSING = "image_missing"
+OUTSIDE = "image_outside"
 EMPTY = "image_empty"
 NO_IMAGE = "image_not_an_image"
 BROKEN = "image_broken"
@@ -37,6 +38,7 @@ TOO_MANY = "images_over_limit"
 PICTURE_REASONS = {
     NOT_FETCHED: "an image is a URL; URLs are not fetched: download the images and give their folder as image_root",
     MISSING: "an image file is not there",
+    OUTSIDE: "an image file is outside the folder that may be read",
     EMPTY: "an image has no bytes",
     NO_IMAGE: f"an image is in none of the formats {', '.join(FORMATS)}",
     BROKEN: "an image is damaged or cut short",
@@ -51,7 +53,12 @@ Problem = tuple[str, str]  # reason code, detail
 
 
 def read_pictures(
-    cells: Sequence[Any], folder: Path | None, image_root: Path | None, max_side: int
+    cells: Sequence[Any],
+    folder: Path | None,
+    image_root: Path | None,
+    max_side: int,
+    within: Path | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[list[dict[str, Any]], list[Problem]]:
     """Read every picture that the cells of a row name.
 
@@ -60,6 +67,8 @@ def read_pictures(
         folder: where relative paths start.
         image_root: where they start instead, and where the file of a URL is looked up by its name.
         max_side: pixels; a longer picture is made smaller and written as JPEG, others keep their bytes.
+        within: folder outside which no file is read, whatever paths and links say; None: any file is.
+        max_pixels: of a picture; one with more is not decoded.
 
     Returns:
         ([{"bytes", "path"}] of the good ones, [(reason code, detail)] of the others).
@@ -76,9 +85,9 @@ def read_pictures(
             if key in seen:
                 continue
             seen.add(key)
-            data, name, problem = _load(reference, folder, image_root)
+            data, name, problem = _load(reference, folder, image_root, within)
             if problem is None:
-                data, name, problem = check_picture(data, name, max_side)
+                data, name, problem = check_picture(data, name, max_side, max_pixels)
             if problem is None:
                 pictures.append({"bytes": data, "path": name})
             else:
@@ -86,13 +95,16 @@ def read_pictures(
     return pictures, problems
 
 
-def check_picture(data: bytes, name: str | None, max_side: int) -> tuple[bytes, str | None, Problem | None]:
+def check_picture(
+    data: bytes, name: str | None, max_side: int, max_pixels: int = MAX_PIXELS
+) -> tuple[bytes, str | None, Problem | None]:
     """Open a picture, decode it once to see that it is whole, and make it smaller if it is longer than `max_side`.
 
     Args:
         data: the bytes of an image file.
         name: of the file, for messages.
         max_side: pixels.
+        max_pixels: of a picture; one with more is not decoded.
 
     Returns:
         (bytes, name, None) of the picture to keep, or (b"", name, (reason code, detail)).
@@ -108,7 +120,7 @@ def check_picture(data: bytes, name: str | None, max_side: int) -> tuple[bytes, 
         return b"", name, (NO_IMAGE, f"{told}: {_what_it_is(data) or type(error).__name__}")
     width, height = image.size
     told = f"{told}: {width} x {height}"
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         return b"", name, (TOO_LARGE, told)
     if min(width, height) < MIN_SIDE:
         return b"", name, (TOO_SMALL, told)
@@ -196,7 +208,9 @@ def _one_image(text: str) -> bool:
     return lower.startswith(("http://", "https://")) or lower.partition("?")[0].endswith(IMAGE_SUFFIXES)
 
 
-def _load(reference: Any, folder: Path | None, image_root: Path | None) -> tuple[bytes, str | None, Problem | None]:
+def _load(
+    reference: Any, folder: Path | None, image_root: Path | None, within: Path | None
+) -> tuple[bytes, str | None, Problem | None]:
     path = None
     if isinstance(reference, dict):
         data, path = reference.get("bytes"), reference.get("path")
@@ -219,7 +233,17 @@ def _load(reference: Any, folder: Path | None, image_root: Path | None) -> tuple
         path = unquote(urlsplit(path).path) if path[:7].casefold() == "file://" else path
         root = image_root or folder
         file = Path(path) if root is None else root / path
+    if within is not None and not _is_inside(file, within):
+        return b"", _file_name(path), (OUTSIDE, _shortly(path))
     return _read(file, path)
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    """Whether a file is in a folder once links and dots are followed; what cannot be followed is not."""
+    try:
+        return file.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a NUL
+        return False
 
 
 def _downloaded(url: str, image_root: Path | None) -> Path | None:

@@ -237,13 +237,22 @@ def _plain_rows(batch: pa.RecordBatch, number: int, name: str, folder: Path | No
             yield RawRow(number + index, place, values, folder=folder)
 
 
+def _is_on_the_hub(path: str) -> bool:
+    """Whether an address is a file on the Hub, maybe inside an archive there: never one of this machine or elsewhere.
+
+    The rows of a data set may hold any address, and so may name files that only this machine can read.
+    """
+    *inner, last = path.split("::")
+    return last.startswith("hf://") and all(part.startswith(("zip://", "tar://", "gzip://")) for part in inner)
+
+
 def _fetched(value: Any) -> Any:
     """A streamed image with its bytes, where only the address of its file on the Hub came with it."""
     if isinstance(value, list):
         return [_fetched(part) for part in value]
     if isinstance(value, dict) and set(value) == {"bytes", "path"} and value["bytes"] is None:
         path = value["path"]
-        if isinstance(path, str) and "://" in path and not path.startswith(("http:", "https:")):
+        if isinstance(path, str) and _is_on_the_hub(path):
             try:
                 with fsspec.open(path, "rb") as stream:
                     return {"bytes": stream.read(), "path": path.rpartition("/")[2]}

@@ -1,0 +1,466 @@
+"""A catalogue on disk that can be searched: products, thumbnails and vectors of every view in a LanceDB table."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock, Timeout
+from lancedb.expr import Expr, col
+from lancedb.index import FTS, BTree
+from lancedb.query import MatchQuery
+
+from moon2_training.encode import VIEWS, Encoder, encoder_fingerprint
+from moon2_training.evaluate import AnyEncoder
+
+from .ann_index import ANN_FROM, build_ann
+from .catalogue_source import RowError
+from .filters import Filters
+from .index_manifest import MANIFEST, check_encoder, new_manifest, read_manifest, write_json
+from .indexed_rows import (
+    PRODUCT_COLUMNS,
+    SHOWN_COLUMNS,
+    VECTOR_COLUMNS,
+    make_thumbnail,
+    product_row,
+    row_item,
+    row_schema,
+    rows_table,
+    vector_column,
+)
+
+TABLE = "products"
+BATCH_PRODUCTS = 256  # encoded and written together
+IDS_AT_ONCE = 1000
+FRESHNESS = timedelta(seconds=5)  # after which another process's changes are seen
+OLD_VERSIONS = timedelta(hours=1)  # that a query may still be reading
+
+Cancel = threading.Event | Callable[[], bool]
+Progress = Callable[[int, int | None], None]
+
+
+class Changes(NamedTuple):
+    """What `CatalogueIndex.add` did.
+
+    Args:
+        added: products that were not there.
+        replaced: products whose row was written anew.
+        unchanged: products that were there just so.
+        encoded: of added and replaced, those that were encoded; the others kept their vectors.
+        errors: products that are not in the index, and why.
+        cancelled: whether it stopped before the last product.
+    """
+
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    encoded: int = 0
+    errors: tuple[RowError, ...] = ()
+    cancelled: bool = False
+
+
+class Facets(NamedTuple):
+    """What can be filtered by.
+
+    Args:
+        categories: category path, and every path above it -> products.
+        attributes: name -> value -> products, the commonest first.
+    """
+
+    categories: dict[tuple[str, ...], int]
+    attributes: dict[str, dict[str, int]]
+
+
+class CatalogueIndex:
+    """A catalogue on disk, searched by vectors and by words.
+
+    Made by `create` or `open`. Searching from several threads is fine, also while one adds or deletes; a second writer
+    is refused, in this process and in others.
+
+    Attributes:
+        folder: where it is.
+        encoder: that its vectors are of.
+        manifest: what manifest.json holds: format, fingerprint and name of the encoder, dimension, and how well the
+            index for approximate search finds what exact search does.
+
+    Example:
+        >>> index = CatalogueIndex.create("shop-index", Encoder(model, processor))
+        >>> index.add(products).added
+        600
+    """
+
+    def __init__(self, folder: Path, encoder: AnyEncoder, manifest: dict[str, Any], ann_from: int = ANN_FROM) -> None:
+        self.folder = folder
+        self.encoder = encoder
+        self.manifest = manifest
+        self.ann_from = ann_from
+        self._lock = FileLock(folder / ".lock", timeout=0)
+        database = lancedb.connect(folder, read_consistency_interval=FRESHNESS)
+        if TABLE not in database.list_tables().tables:
+            database.create_table(TABLE, schema=row_schema(manifest["dimension"]), exist_ok=True)
+        self._table = database.open_table(TABLE)
+        self._facets: tuple[int, Facets] | None = None
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | os.PathLike,
+        encoder: AnyEncoder,
+        model: str = "",
+        fingerprint: str | None = None,
+        ann_from: int = ANN_FROM,
+    ) -> CatalogueIndex:
+        """Make an empty index.
+
+        Args:
+            folder: to make; may be there and empty.
+            encoder: that encodes its products and the queries for them.
+            model: folder or Hub id the encoder was loaded from, for messages.
+            fingerprint: of the encoder; None: of its weights, see `encoder_fingerprint`.
+            ann_from: products beyond which search is approximate.
+
+        Raises:
+            ValueError: an index is there.
+        """
+        folder = Path(folder)
+        if (folder / MANIFEST).exists():
+            raise ValueError(f"{folder}: an index is there; open it, or give another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = new_manifest(model, fingerprint or fingerprint_of(encoder), encoder.width)
+        index = cls(folder, encoder, manifest, ann_from)
+        index._write_manifest()  # last: without it there is no index
+        return index
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike,
+        encoder: AnyEncoder,
+        fingerprint: str | None = None,
+        ann_from: int = ANN_FROM,
+    ) -> CatalogueIndex:
+        """Open an index that is there.
+
+        Args:
+            folder: of it.
+            encoder: the one it was made with.
+            fingerprint: of the encoder; None: of its weights.
+            ann_from: products beyond which search is approximate.
+
+        Raises:
+            FileNotFoundError: there is no index.
+            ValueError: it was made with another encoder, or by another version of this package.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        check_encoder(folder, manifest, fingerprint or fingerprint_of(encoder), encoder.width)
+        return cls(folder, encoder, manifest, ann_from)
+
+    def __len__(self) -> int:
+        return self._table.count_rows()
+
+    def add(
+        self,
+        products: Iterable[Mapping[str, Any]],
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+        total: int | None = None,
+    ) -> Changes:
+        """Add products, and replace those whose id is there. What has not changed is passed over.
+
+        Products are encoded and written in batches, each whole or not at all; what was written before a cancel or a
+        crash stays, and the next call with the same products goes on after it. A product is encoded again only if
+        its title or its pictures have changed. Of several products with one id the last one stays.
+
+        Args:
+            products: in the products schema, with their pictures as {"bytes", "path"}; at most four of a product are
+                kept.
+            progress: is told after every batch how many products are done, and `total`.
+            cancel: a `threading.Event` or a function; asked before every batch.
+            total: how many there are, if known.
+
+        Raises:
+            ValueError: another writer is at work.
+        """
+        with self.writing():
+            known = self._keys()
+            counts: Counter[str] = Counter()
+            errors: list[RowError] = []
+            iterator, cancelled = iter(products), False
+            while not (cancelled := _is_cancelled(cancel)):
+                batch = list(itertools.islice(iterator, BATCH_PRODUCTS))
+                if not batch:
+                    break
+                self._add_batch(batch, counts["done"], known, counts, errors)
+                counts["done"] += len(batch)
+                if progress is not None:
+                    progress(counts["done"], total)
+            if counts["added"] or counts["replaced"]:
+                self._refresh()
+        return Changes(
+            counts["added"], counts["replaced"], counts["unchanged"], counts["encoded"], tuple(errors), cancelled
+        )
+
+    def delete(self, product_ids: Iterable[str]) -> int:
+        """Delete products; ids that are not there are passed over.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            ValueError: another writer is at work.
+        """
+        ids = sorted(set(product_ids))
+        with self.writing():
+            deleted = sum(
+                self._table.delete(col("product_id").isin(ids[start : start + IDS_AT_ONCE])).num_deleted_rows
+                for start in range(0, len(ids), IDS_AT_ONCE)
+            )
+            if deleted:
+                self._refresh()
+        return deleted
+
+    def ids(self) -> list[str]:
+        """The ids of all products."""
+        return self._scan(["product_id"])["product_id"].to_pylist()
+
+    def products(
+        self, product_ids: Sequence[str], columns: Sequence[str] = SHOWN_COLUMNS
+    ) -> dict[str, dict[str, Any]]:
+        """Rows of products by their id; one that is not there is left out.
+
+        Args:
+            product_ids: which.
+            columns: of the table: those of the products schema (images as {"bytes", "path"}), thumbnail (WebP bytes
+                or None), and text_vector, image_vector, multimodal_vector.
+        """
+        wanted = list(dict.fromkeys(["product_id", *columns]))
+        ids = list(dict.fromkeys(product_ids))
+        if not ids:
+            return {}
+        table = self._scan(wanted, col("product_id").isin(ids))
+        return {row["product_id"]: row for row in table.to_pylist()}
+
+    def stored(self, batch_size: int = 64) -> Iterator[dict[str, Any]]:
+        """All products in the products schema with their pictures, a few at a time in memory."""
+        ids = self.ids()
+        for start in range(0, len(ids), batch_size):
+            yield from self.products(ids[start : start + batch_size], PRODUCT_COLUMNS).values()
+
+    def vectors(self, view: str = "multimodal") -> tuple[list[str], np.ndarray]:
+        """Ids of the products that have a view, and their vectors (N, D) float32, normalised.
+
+        Raises:
+            ValueError: no such view.
+        """
+        column = vector_column(view)
+        table = self._scan(["product_id", column])
+        table = table.filter(pc.is_valid(table[column]))
+        flat = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return table["product_id"].to_pylist(), flat.astype(np.float32).reshape(len(table), self.manifest["dimension"])
+
+    def nearest(
+        self,
+        vectors: np.ndarray,
+        k: int = 10,
+        filters: Filters | None = None,
+        view: str = "multimodal",
+        exact: bool = False,
+    ) -> list[list[tuple[str, float]]]:
+        """The products nearest to vectors.
+
+        Args:
+            vectors: (Q, D) float32.
+            k: products of each.
+            filters: that products must pass; they are applied first, so k are found where so many pass.
+            view: of the products, whose vectors are compared.
+            exact: compare with all, also where an index for approximate search is there.
+
+        Returns:
+            For every vector, (product_id, cosine similarity) of each product, nearest first.
+
+        Raises:
+            ValueError: no such view, or vectors of another width.
+        """
+        column = vector_column(view)
+        vectors = np.asarray(vectors, dtype=np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != self.manifest["dimension"]:
+            raise ValueError(f"vectors are {vectors.shape}; give (Q, {self.manifest['dimension']})")
+        found: list[list[tuple[str, float]]] = []
+        expression = filters.expression() if filters else None
+        for vector in vectors:
+            query = self._table.search(vector, vector_column_name=column).distance_type("cosine").limit(k)
+            query = query.select(["product_id", "_distance"])
+            if expression is not None:
+                query = query.where(expression)
+            if exact:
+                query = query.bypass_vector_index()
+            elif self.manifest["ann"]:
+                query = query.nprobes(self.manifest["ann"]["nprobes"])
+            table = query.to_arrow()
+            similarities = (1.0 - table["_distance"].to_numpy()).tolist()
+            found.append(list(zip(table["product_id"].to_pylist(), similarities, strict=True)))
+        return found
+
+    def with_words(self, text: str, k: int = 10, filters: Filters | None = None) -> list[tuple[str, float]]:
+        """The products whose titles hold words of a text, by BM25.
+
+        Args:
+            text: any; nothing in it is an operator.
+            k: products.
+            filters: that products must pass.
+
+        Returns:
+            (product_id, score) of each product, best first; fewer than k where no more have any of the words.
+        """
+        if not any(letter.isalnum() for letter in text):
+            return []
+        query = self._table.search(MatchQuery(text, "title"), query_type="fts").limit(k)
+        if filters and (expression := filters.expression()) is not None:
+            query = query.where(expression)
+        table = query.select(["product_id", "_score"]).to_arrow()
+        return list(zip(table["product_id"].to_pylist(), table["_score"].to_pylist(), strict=True))
+
+    def facets(self) -> Facets:
+        """What can be filtered by, counted over all products."""
+        version = self._table.version
+        if self._facets is None or self._facets[0] != version:
+            categories: Counter[tuple[str, ...]] = Counter()
+            attributes: dict[str, Counter[str]] = {}
+            for row in self._scan(["category_path", "attributes"]).to_pylist():
+                path = row["category_path"]
+                categories.update(tuple(path[:depth]) for depth in range(1, len(path) + 1))
+                for attribute in row["attributes"]:
+                    attributes.setdefault(attribute["name"], Counter())[attribute["value"]] += 1
+            counted = {name: dict(values.most_common()) for name, values in sorted(attributes.items())}
+            self._facets = version, Facets(dict(sorted(categories.items())), counted)
+        return self._facets[1]
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other writers out, of this process and of others; `add` and `delete` do so themselves.
+
+        Raises:
+            ValueError: another writer is at work.
+        """
+        try:
+            with self._lock:
+                self._table.checkout_latest()
+                yield
+        except Timeout as error:
+            raise ValueError(f"{self.folder}: another writer is at work; wait until it is done") from error
+
+    def _scan(self, columns: list[str], where: Expr | None = None) -> pa.Table:
+        query = self._table.search().select(columns).limit(None)
+        return (query if where is None else query.where(where)).to_arrow()
+
+    def _keys(self) -> dict[str, tuple[bytes, bytes]]:
+        """product_id -> keys of all of its row, and of what is encoded."""
+        table = self._scan(["product_id", "content_key", "encoded_key"])
+        keys = zip(table["content_key"].to_pylist(), table["encoded_key"].to_pylist(), strict=True)
+        return dict(zip(table["product_id"].to_pylist(), keys, strict=True))
+
+    def _add_batch(
+        self,
+        batch: Sequence[Mapping[str, Any]],
+        first: int,
+        known: dict[str, tuple[bytes, bytes]],
+        counts: Counter[str],
+        errors: list[RowError],
+    ) -> None:
+        last = {product["product_id"]: first + place for place, product in enumerate(batch)}
+        rows: list[dict[str, Any]] = []
+        for number, product in enumerate(batch, start=first):
+            if last[product["product_id"]] != number:
+                continue
+            try:
+                row = product_row(product) | {"number": number}
+            except ValueError as error:
+                errors.append(RowError(number, str(product["product_id"] or ""), str(error)))
+                continue
+            if known.get(row["product_id"], ())[:1] == (row["content_key"],):
+                counts["unchanged"] += 1
+            else:
+                rows.append(row)
+        same = [row["product_id"] for row in rows if known.get(row["product_id"], ())[1:] == (row["encoded_key"],)]
+        before = self.products(same, [*VECTOR_COLUMNS, "thumbnail"])
+        self._encode([row for row in rows if row["product_id"] not in before], errors)
+        for row in rows:
+            row |= before.get(row["product_id"], {})
+        rows = [row for row in rows if vector_column("multimodal") in row]
+        if not rows:
+            return
+        replaced = sum(row["product_id"] in known for row in rows)
+        data = rows_table(rows, self._table.schema)
+        if replaced:
+            merge = self._table.merge_insert("product_id").when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(data, on_bad_vectors="null")  # so it calls the null of a view that a product lacks
+        else:
+            self._table.add(data)
+        known.update((row["product_id"], (row["content_key"], row["encoded_key"])) for row in rows)
+        counts.update(added=len(rows) - replaced, replaced=replaced, encoded=len(rows) - len(before))
+
+    def _encode(self, rows: Sequence[dict[str, Any]], errors: list[RowError]) -> None:
+        """Give rows a thumbnail and the vectors of their views; one that cannot be encoded gets none."""
+        good = []
+        for row in rows:
+            try:
+                row["thumbnail"] = make_thumbnail(row["images"][0]["bytes"]) if row["images"] else None
+                good.append(row)
+            except ValueError as error:
+                errors.append(RowError(row["number"], row["product_id"], f"its picture: {error}"))
+        if not good:
+            return
+        try:
+            self._give_vectors(good)
+        except ValueError:  # one of them; which, is found alone
+            for row in good:
+                try:
+                    self._give_vectors([row])
+                except ValueError as error:
+                    errors.append(RowError(row["number"], row["product_id"], str(error)))
+
+    def _give_vectors(self, rows: Sequence[dict[str, Any]]) -> None:
+        views = self.encoder.encode_views([row_item(row) for row in rows], progress=False)
+        for place, row in enumerate(rows):
+            row[vector_column("text")] = views.text[place] if views.has_text[place] else None
+            row[vector_column("image")] = views.image[place] if views.has_image[place] else None
+            row[vector_column("multimodal")] = views.multimodal[place]
+
+    def _refresh(self) -> None:
+        """Bring the indexes of the table up to what was written, and make those that are due."""
+        there = {name for index in self._table.list_indices() for name in index.columns}
+        if len(self) and "title" not in there:
+            self._table.create_index("title", config=FTS(with_position=False, remove_stop_words=False))
+            self._table.create_index("product_id", config=BTree())
+        ann = self.manifest["ann"]
+        if len(self) > self.ann_from and (ann is None or len(self) > 2 * ann["products"]):
+            ann = build_ann(self._table, {view: vector_column(view) for view in VIEWS})
+        self._table.optimize(cleanup_older_than=OLD_VERSIONS)
+        self.manifest["ann"] = ann
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        write_json(self.folder / MANIFEST, self.manifest)
+
+
+def fingerprint_of(encoder: Encoder) -> str:
+    """The fingerprint of an encoder's model and processor; see `encoder_fingerprint`."""
+    return encoder_fingerprint(encoder.model, encoder.processor)
+
+
+def _is_cancelled(cancel: Cancel | None) -> bool:
+    if cancel is None:
+        return False
+    return cancel.is_set() if isinstance(cancel, threading.Event) else cancel()
