@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from moon2_training.evaluate import AnyEncoder
 
 from .catalogue_index import Cancel, CatalogueIndex, Changes, Progress, fingerprint_of
 from .index_manifest import read_manifest, write_json
+from .product_table import ProductTable
 
 DATA_DIR = "MOON2_DATA_DIR"
 POINTER = "catalogue.json"
@@ -19,7 +21,7 @@ _INDEX_NAME = re.compile(r"index-[0-9a-f]{12}")
 
 
 def data_folder(given: str | os.PathLike | None = None) -> Path:
-    """The data folder: the one given, else what MOON2_DATA_DIR says, else ~/.local/share/moon2 (or XDG_DATA_HOME's)."""
+    """The data folder: the one given, else what MOON2_DATA_DIR says, else moon2 in the user's folder for data."""
     if given or os.environ.get(DATA_DIR):
         return Path(given or os.environ[DATA_DIR])
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "moon2"
@@ -103,7 +105,7 @@ class CatalogueFolder:
 
     def reindex(
         self,
-        index: CatalogueIndex,
+        index: ProductTable,
         encoder: AnyEncoder,
         model: str = "",
         fingerprint: str | None = None,
@@ -113,11 +115,11 @@ class CatalogueFolder:
         """Encode the catalogue of an index with another encoder, in a folder beside it, and let that one answer then.
 
         Meant to run in a thread of its own: the old index answers meanwhile, and may be changed; what was changed is
-        brought over at the end, when changes must wait. After a cancel or a crash the next call with the same encoder
-        goes on where it stopped. The old index keeps its files until the next call, for the queries that still read it.
+        brought over at the end, when other changes are refused. After a cancel or a crash the next call with the same
+        encoder goes on where it stopped. The old index keeps its files until the next call, for queries that read it.
 
         Args:
-            index: that answers now.
+            index: that answers now, or its products alone.
             encoder: the other one.
             model: folder or Hub id it was loaded from.
             fingerprint: of it; None: of its weights.
@@ -140,7 +142,7 @@ class CatalogueFolder:
         new = self._open_at(target, encoder, model, fingerprint)
         if _copy(index, new, progress, cancel).cancelled:
             return None
-        with index.writing():
+        with index.writing(wait=True):
             changes = _copy(index, new, None, cancel)
             if changes.cancelled:
                 return None
@@ -151,7 +153,7 @@ class CatalogueFolder:
         return new
 
     def _folder_of(self, fingerprint: str) -> Path:
-        return self.folder / f"index-{fingerprint[:12]}"
+        return self.folder / f"index-{hashlib.blake2b(fingerprint.encode(), digest_size=6).hexdigest()}"
 
     def _open_at(self, folder: Path, encoder: AnyEncoder, model: str, fingerprint: str) -> CatalogueIndex:
         try:
@@ -168,5 +170,5 @@ class CatalogueFolder:
                 shutil.rmtree(folder)
 
 
-def _copy(index: CatalogueIndex, new: CatalogueIndex, progress: Progress | None, cancel: Cancel | None) -> Changes:
+def _copy(index: ProductTable, new: CatalogueIndex, progress: Progress | None, cancel: Cancel | None) -> Changes:
     return new.add(index.stored(), progress, cancel, total=len(index))

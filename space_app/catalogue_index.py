@@ -1,4 +1,4 @@
-"""A catalogue on disk that can be searched: products, thumbnails and vectors of every view in a LanceDB table."""
+"""A catalogue on disk that can be searched: vectors of every view beside the products, and full text."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ import itertools
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lancedb
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from filelock import FileLock, Timeout
-from lancedb.expr import Expr, col
+from lancedb.expr import col
 from lancedb.index import FTS, BTree
 from lancedb.query import MatchQuery
 
@@ -29,21 +24,17 @@ from .catalogue_source import RowError
 from .filters import Filters
 from .index_manifest import MANIFEST, check_encoder, new_manifest, read_manifest, write_json
 from .indexed_rows import (
-    PRODUCT_COLUMNS,
-    SHOWN_COLUMNS,
     VECTOR_COLUMNS,
     make_thumbnail,
     product_row,
     row_item,
-    row_schema,
     rows_table,
     vector_column,
 )
+from .product_table import ProductTable
 
-TABLE = "products"
 BATCH_PRODUCTS = 256  # encoded and written together
 IDS_AT_ONCE = 1000
-FRESHNESS = timedelta(seconds=5)  # after which another process's changes are seen
 OLD_VERSIONS = timedelta(hours=1)  # that a query may still be reading
 
 Cancel = threading.Event | Callable[[], bool]
@@ -70,19 +61,7 @@ class Changes(NamedTuple):
     cancelled: bool = False
 
 
-class Facets(NamedTuple):
-    """What can be filtered by.
-
-    Args:
-        categories: category path, and every path above it -> products.
-        attributes: name -> value -> products, the commonest first.
-    """
-
-    categories: dict[tuple[str, ...], int]
-    attributes: dict[str, dict[str, int]]
-
-
-class CatalogueIndex:
+class CatalogueIndex(ProductTable):
     """A catalogue on disk, searched by vectors and by words.
 
     Made by `create` or `open`. Searching from several threads is fine, also while one adds or deletes; a second writer
@@ -91,8 +70,7 @@ class CatalogueIndex:
     Attributes:
         folder: where it is.
         encoder: that its vectors are of.
-        manifest: what manifest.json holds: format, fingerprint and name of the encoder, dimension, and how well the
-            index for approximate search finds what exact search does.
+        manifest: as `read_manifest` gives it.
 
     Example:
         >>> index = CatalogueIndex.create("shop-index", Encoder(model, processor))
@@ -101,16 +79,9 @@ class CatalogueIndex:
     """
 
     def __init__(self, folder: Path, encoder: AnyEncoder, manifest: dict[str, Any], ann_from: int = ANN_FROM) -> None:
-        self.folder = folder
+        super().__init__(folder, manifest)
         self.encoder = encoder
-        self.manifest = manifest
         self.ann_from = ann_from
-        self._lock = FileLock(folder / ".lock", timeout=0)
-        database = lancedb.connect(folder, read_consistency_interval=FRESHNESS)
-        if TABLE not in database.list_tables().tables:
-            database.create_table(TABLE, schema=row_schema(manifest["dimension"]), exist_ok=True)
-        self._table = database.open_table(TABLE)
-        self._facets: tuple[int, Facets] | None = None
 
     @classmethod
     def create(
@@ -166,9 +137,6 @@ class CatalogueIndex:
         manifest = read_manifest(folder)
         check_encoder(folder, manifest, fingerprint or fingerprint_of(encoder), encoder.width)
         return cls(folder, encoder, manifest, ann_from)
-
-    def __len__(self) -> int:
-        return self._table.count_rows()
 
     def add(
         self,
@@ -231,45 +199,6 @@ class CatalogueIndex:
                 self._refresh()
         return deleted
 
-    def ids(self) -> list[str]:
-        """The ids of all products."""
-        return self._scan(["product_id"])["product_id"].to_pylist()
-
-    def products(
-        self, product_ids: Sequence[str], columns: Sequence[str] = SHOWN_COLUMNS
-    ) -> dict[str, dict[str, Any]]:
-        """Rows of products by their id; one that is not there is left out.
-
-        Args:
-            product_ids: which.
-            columns: of the table: those of the products schema (images as {"bytes", "path"}), thumbnail (WebP bytes
-                or None), and text_vector, image_vector, multimodal_vector.
-        """
-        wanted = list(dict.fromkeys(["product_id", *columns]))
-        ids = list(dict.fromkeys(product_ids))
-        if not ids:
-            return {}
-        table = self._scan(wanted, col("product_id").isin(ids))
-        return {row["product_id"]: row for row in table.to_pylist()}
-
-    def stored(self, batch_size: int = 64) -> Iterator[dict[str, Any]]:
-        """All products in the products schema with their pictures, a few at a time in memory."""
-        ids = self.ids()
-        for start in range(0, len(ids), batch_size):
-            yield from self.products(ids[start : start + batch_size], PRODUCT_COLUMNS).values()
-
-    def vectors(self, view: str = "multimodal") -> tuple[list[str], np.ndarray]:
-        """Ids of the products that have a view, and their vectors (N, D) float32, normalised.
-
-        Raises:
-            ValueError: no such view.
-        """
-        column = vector_column(view)
-        table = self._scan(["product_id", column])
-        table = table.filter(pc.is_valid(table[column]))
-        flat = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return table["product_id"].to_pylist(), flat.astype(np.float32).reshape(len(table), self.manifest["dimension"])
-
     def nearest(
         self,
         vectors: np.ndarray,
@@ -331,39 +260,6 @@ class CatalogueIndex:
             query = query.where(expression)
         table = query.select(["product_id", "_score"]).to_arrow()
         return list(zip(table["product_id"].to_pylist(), table["_score"].to_pylist(), strict=True))
-
-    def facets(self) -> Facets:
-        """What can be filtered by, counted over all products."""
-        version = self._table.version
-        if self._facets is None or self._facets[0] != version:
-            categories: Counter[tuple[str, ...]] = Counter()
-            attributes: dict[str, Counter[str]] = {}
-            for row in self._scan(["category_path", "attributes"]).to_pylist():
-                path = row["category_path"]
-                categories.update(tuple(path[:depth]) for depth in range(1, len(path) + 1))
-                for attribute in row["attributes"]:
-                    attributes.setdefault(attribute["name"], Counter())[attribute["value"]] += 1
-            counted = {name: dict(values.most_common()) for name, values in sorted(attributes.items())}
-            self._facets = version, Facets(dict(sorted(categories.items())), counted)
-        return self._facets[1]
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Keep other writers out, of this process and of others; `add` and `delete` do so themselves.
-
-        Raises:
-            ValueError: another writer is at work.
-        """
-        try:
-            with self._lock:
-                self._table.checkout_latest()
-                yield
-        except Timeout as error:
-            raise ValueError(f"{self.folder}: another writer is at work; wait until it is done") from error
-
-    def _scan(self, columns: list[str], where: Expr | None = None) -> pa.Table:
-        query = self._table.search().select(columns).limit(None)
-        return (query if where is None else query.where(where)).to_arrow()
 
     def _keys(self) -> dict[str, tuple[bytes, bytes]]:
         """product_id -> keys of all of its row, and of what is encoded."""

@@ -29,6 +29,8 @@ VERBS = {
     "train": Verb("moon2_training.train:main", "fit an encoder to a catalogue and its click log"),
     "evaluate": Verb("moon2_training.evaluate:main", "score encoders side by side: retrieval, categories, attributes"),
     "push": Verb("moon2_training.push:main", "put a saved encoder on the Hub"),
+    "index": Verb("moon2_space.index_command:main", "put a catalogue into an index on disk, or bring it up to date"),
+    "search": Verb("moon2_space.search_command:main", "search an index by words, by a picture, or by both"),
     "demo": Verb("moon2_space.demo:main", "train a small encoder on a made-up catalogue and search it"),
 }
 

@@ -20,6 +20,7 @@ from .clean import MAX_SIDE
 from .duplicates import MAX_DISTANCE, REASONS, check_installed, find_duplicates
 from .log import WORK_NAME as LOG_WORK
 from .log import KnownProducts, read_log
+from .mapping import parse_columns
 from .named import NAMED, open_named
 from .queries import POSITIVE_EVENTS, LogRules, positive_rows, write_queries
 from .report import count_split, discrepancies, draw_sheet, hints, markdown
@@ -263,7 +264,7 @@ def _open(arguments: BuildArguments) -> tuple[Source, Source | None]:
             raise ValueError(
                 f"{given} lies in output_dir={arguments.output_dir}; give a folder of its own to write in"
             )
-    columns = _pairs("columns", arguments.columns)
+    columns = parse_columns("columns", arguments.columns)
     name, _, split = arguments.catalogue.partition(":")
     if name in NAMED:
         if arguments.log is not None or arguments.log_columns:
@@ -274,17 +275,7 @@ def _open(arguments: BuildArguments) -> tuple[Source, Source | None]:
     source = open_source(arguments.catalogue, columns)
     if arguments.log is None:
         return source, None
-    return source, open_log(arguments.log, _pairs("log_columns", arguments.log_columns))
-
-
-def _pairs(name: str, given: Sequence[str] | None) -> dict[str, str]:
-    pairs = {}
-    for text in given or ():
-        target, equals, column = text.partition("=")
-        if not equals or target in pairs:
-            raise ValueError(f"{name}: {text!r}; give every field once, as FIELD=COLUMN")
-        pairs[target] = column
-    return pairs
+    return source, open_log(arguments.log, parse_columns("log_columns", arguments.log_columns))
 
 
 def _settings(arguments: BuildArguments) -> dict[str, Any]:

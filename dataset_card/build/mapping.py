@@ -89,6 +89,25 @@ def resolve(
     return mapping, lines
 
 
+def parse_columns(name: str, given: Sequence[str] | None) -> dict[str, str]:
+    """field -> column(s), as `resolve` takes them, from the FIELD=COLUMN texts of a command line.
+
+    Args:
+        name: of the argument, for messages.
+        given: the texts, or None.
+
+    Raises:
+        ValueError: a text of another form, or a field twice.
+    """
+    pairs: dict[str, str] = {}
+    for text in given or ():
+        target, equals, column = text.partition("=")
+        if not equals or target in pairs:
+            raise ValueError(f"{name}: {text!r}; give every field once, as FIELD=COLUMN")
+        pairs[target] = column
+    return pairs
+
+
 def columns_of(mapping: Mapping[str, Sequence[Column]]) -> set[str]:
     """All source columns that a mapping reads."""
     found: set[str] = set()

@@ -1,0 +1,186 @@
+"""`moon2 index`: put a catalogue into the index of a data folder, bring it up to date, or give it another encoder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from trl import TrlParser
+
+from moon2_dataset.build.mapping import parse_columns
+from moon2_training.encode import Encoder, load_encoder
+
+from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
+from .catalogue_index import CatalogueIndex, fingerprint_of
+from .catalogue_source import CatalogueSource, Limits, RowError, errors_as_csv
+from .product_table import ProductTable
+
+SHOWN_ERRORS = 10
+
+
+@dataclass
+class IndexArguments:
+    """Options of `moon2 index [CATALOGUE]`.
+
+    Raises:
+        ValueError: nothing to do, or an argument that has no meaning.
+    """
+
+    catalogue: str | None = field(
+        default=None,
+        metadata={
+            "help": "Products: a CSV, TSV, JSON Lines or Parquet file, a ZIP of pictures, a folder of tables or of "
+            "pictures, or hf:OWNER/NAME[:SPLIT]. New products are added, changed ones replaced."
+        },
+    )
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of a MOON2.0 encoder; the one the index was made with if not given."},
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": f"Folder of the index; {DATA_DIR}, or one for the user, if not given."}
+    )
+    columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns that are guessed wrong, such as title=Name images=img1,img2."}
+    )
+    image_root: str | None = field(
+        default=None,
+        metadata={"help": "Folder where relative image paths start; pictures outside it are not read. The folder of "
+                  "the catalogue if not given."},
+    )  # fmt: skip
+    max_rows: int = field(default=100_000, metadata={"help": "Products to read at most."})
+    prune: bool = field(
+        default=False, metadata={"help": "Delete products of the index that the catalogue no longer has."}
+    )
+    delete: list[str] | None = field(default=None, metadata={"help": "Ids of products to delete."})
+    reindex: bool = field(
+        default=False,
+        metadata={"help": "Where the index was made with another encoder: encode its products with this one."},
+    )
+    errors: str | None = field(default=None, metadata={"help": "CSV file to write all row errors to."})
+
+    def __post_init__(self):
+        if not (self.catalogue or self.delete or self.reindex):
+            raise ValueError("nothing to do; give a catalogue, --delete ID or --reindex true")
+        if self.prune and not self.catalogue:
+            raise ValueError("prune needs the catalogue that tells which products stay; give one")
+        if self.max_rows < 1:
+            raise ValueError(f"max_rows={self.max_rows}; give 1 or more")
+        if self.image_root is not None and not Path(self.image_root).is_dir():
+            raise ValueError(f"image_root={self.image_root} is no folder")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `moon2 index [CATALOGUE]`."""
+    argv = list(argv or ())
+    if argv and not argv[0].startswith("-"):
+        argv[:1] = ["--catalogue", argv[0]]
+    parser = TrlParser(IndexArguments, prog="moon2 index", description="Put a catalogue into an index on disk.")
+    (arguments,) = parser.parse_args_and_config(argv)
+    begin = time.perf_counter()
+    folder = CatalogueFolder(data_folder(arguments.data_dir))
+    index = open_with_model(folder, arguments.model, arguments.reindex)
+    if arguments.delete:
+        print(f"{index.delete(arguments.delete):,} products deleted")
+    if arguments.catalogue:
+        _add(arguments, folder, index)
+    print(f"{len(index):,} products in {index.folder} ({time.perf_counter() - begin:.0f} s){_told_ann(index)}")
+
+
+def open_with_model(folder: CatalogueFolder, model: str | None, reindex: bool = False) -> CatalogueIndex:
+    """Open the index of a data folder with an encoder, or make the first one.
+
+    Args:
+        folder: the data folder.
+        model: folder or Hub id of the encoder; None: the one the index was made with.
+        reindex: where the index was made with another encoder, encode its products anew.
+
+    Raises:
+        FileNotFoundError: no such model.
+        ValueError: no model given for a first index, or another one than the index was made with.
+    """
+    made_with = folder.model()
+    name = model or made_with
+    if not name:
+        raise ValueError("no index there yet; give the encoder to make it with: --model FOLDER_OR_HUB_ID")
+    encoder = Encoder(*load_encoder(name))
+    name = str(Path(name).resolve()) if Path(name).is_dir() else name
+    fingerprint = fingerprint_of(encoder)
+    if not reindex or made_with is None:
+        try:
+            return folder.open_or_create(encoder, name, fingerprint)
+        except ValueError as error:
+            raise ValueError(f"{error}: --reindex true") from error
+    old = ProductTable(folder.current())
+    if old.manifest["fingerprint"] == fingerprint:
+        return folder.open(encoder, fingerprint)
+    with Bar("encode") as bar:
+        return folder.reindex(old, encoder, name, fingerprint, bar.update)
+
+
+class Bar:
+    """A tqdm bar that a `Progress` callback moves."""
+
+    def __init__(self, label: str) -> None:
+        self._bar = tqdm(desc=label, unit=" products")
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def update(self, done: int, total: int | None) -> None:
+        """Show that so many are done, of so many if known."""
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+
+def _add(arguments: IndexArguments, folder: CatalogueFolder, index: CatalogueIndex) -> None:
+    given = parse_columns("columns", arguments.columns)
+    root = arguments.image_root and Path(arguments.image_root)
+    limits = Limits(rows=arguments.max_rows)
+    with CatalogueSource(arguments.catalogue, folder.scratch, given, root, limits) as source:
+        print("\n".join(source.explain()))
+        there: set[str] = set()
+        with Bar("index") as bar:
+            changes = index.add(_noting_ids(source, there), bar.update, total=source.num_rows)
+        errors = [*source.errors, *changes.errors]
+    print(
+        f"{changes.added:,} added, {changes.replaced:,} replaced, {changes.unchanged:,} as before; "
+        f"{changes.encoded:,} encoded"
+    )
+    _tell_errors(errors, arguments.errors)
+    if arguments.prune:
+        kept = there | {error.product_id for error in errors}  # a row that cannot be read now is no reason to delete
+        print(f"{index.delete(set(index.ids()) - kept):,} products deleted that the catalogue no longer has")
+
+
+def _noting_ids(products: Iterable[Mapping[str, Any]], ids: set[str]) -> Iterator[Mapping[str, Any]]:
+    for product in products:
+        ids.add(product["product_id"])
+        yield product
+
+
+def _tell_errors(errors: Sequence[RowError], path: str | None) -> None:
+    dropped = sum(error.dropped for error in errors)
+    if errors:
+        print(f"{dropped:,} rows left out, {len(errors) - dropped:,} with a loss:")
+        print("\n".join(f"  {error.message}" for error in errors[:SHOWN_ERRORS]))
+    if len(errors) > SHOWN_ERRORS:
+        way = "all of them are in " + path if path else "--errors FILE.csv writes all of them"
+        print(f"  … and {len(errors) - SHOWN_ERRORS:,} more; {way}")
+    if path:
+        Path(path).write_text(errors_as_csv(errors), encoding="utf-8", newline="")
+
+
+def _told_ann(index: CatalogueIndex) -> str:
+    ann = index.manifest["ann"]
+    if ann is None:
+        return "; search compares with all of them"
+    shares = ", ".join(f"{view} {100 * recall:.1f} %" for view, recall in ann["recall@10"].items())
+    return f"; approximate search finds of the ten nearest: {shares}"

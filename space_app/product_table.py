@@ -1,0 +1,135 @@
+"""The products of an index on disk, as a LanceDB table that needs no encoder to be read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock, Timeout
+from lancedb.expr import Expr, col
+
+from .index_manifest import read_manifest
+from .indexed_rows import PRODUCT_COLUMNS, SHOWN_COLUMNS, row_schema, vector_column
+
+TABLE = "products"
+FRESHNESS = timedelta(seconds=5)  # after which another process's changes are seen
+
+
+class Facets(NamedTuple):
+    """What can be filtered by.
+
+    Args:
+        categories: category path, and every path above it -> products.
+        attributes: name -> value -> products, the commonest first.
+    """
+
+    categories: dict[tuple[str, ...], int]
+    attributes: dict[str, dict[str, int]]
+
+
+class ProductTable:
+    """The products of an index; `len()` is their number.
+
+    Args:
+        folder: of the index.
+        manifest: of it; None: read from there.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        ValueError: it is damaged.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder) if manifest is None else manifest
+        self._lock = FileLock(folder / ".lock")
+        database = lancedb.connect(folder, read_consistency_interval=FRESHNESS)
+        schema = row_schema(self.manifest["dimension"])
+        self._table = database.create_table(TABLE, schema=schema, exist_ok=True)
+        self._facets: tuple[int, Facets] | None = None
+
+    def __len__(self) -> int:
+        return self._table.count_rows()
+
+    def ids(self) -> list[str]:
+        """The ids of all products."""
+        return self._scan(["product_id"])["product_id"].to_pylist()
+
+    def products(
+        self, product_ids: Sequence[str], columns: Sequence[str] = SHOWN_COLUMNS
+    ) -> dict[str, dict[str, Any]]:
+        """Rows of products by their id; one that is not there is left out.
+
+        Args:
+            product_ids: which.
+            columns: of the table: those of the products schema (images as {"bytes", "path"}), thumbnail (WebP bytes
+                or None), and text_vector, image_vector, multimodal_vector.
+        """
+        wanted = list(dict.fromkeys(["product_id", *columns]))
+        ids = list(dict.fromkeys(product_ids))
+        if not ids:
+            return {}
+        table = self._scan(wanted, col("product_id").isin(ids))
+        return {row["product_id"]: row for row in table.to_pylist()}
+
+    def stored(self, batch_size: int = 64) -> Iterator[dict[str, Any]]:
+        """All products in the products schema with their pictures, a few at a time in memory."""
+        ids = self.ids()
+        for start in range(0, len(ids), batch_size):
+            yield from self.products(ids[start : start + batch_size], PRODUCT_COLUMNS).values()
+
+    def vectors(self, view: str = "multimodal") -> tuple[list[str], np.ndarray]:
+        """Ids of the products that have a view, and their vectors (N, D) float32, normalised.
+
+        Raises:
+            ValueError: no such view.
+        """
+        column = vector_column(view)
+        table = self._scan(["product_id", column])
+        table = table.filter(pc.is_valid(table[column]))
+        flat = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return table["product_id"].to_pylist(), flat.astype(np.float32).reshape(len(table), self.manifest["dimension"])
+
+    def facets(self) -> Facets:
+        """What can be filtered by, counted over all products."""
+        version = self._table.version
+        if self._facets is None or self._facets[0] != version:
+            categories: Counter[tuple[str, ...]] = Counter()
+            attributes: dict[str, Counter[str]] = {}
+            for row in self._scan(["category_path", "attributes"]).to_pylist():
+                path = row["category_path"]
+                categories.update(tuple(path[:depth]) for depth in range(1, len(path) + 1))
+                for attribute in row["attributes"]:
+                    attributes.setdefault(attribute["name"], Counter())[attribute["value"]] += 1
+            counted = {name: dict(values.most_common()) for name, values in sorted(attributes.items())}
+            self._facets = version, Facets(dict(sorted(categories.items())), counted)
+        return self._facets[1]
+
+    @contextmanager
+    def writing(self, wait: bool = False) -> Iterator[None]:
+        """Keep other writers out, of this process and of others; `add` and `delete` do so themselves.
+
+        Args:
+            wait: until another writer is done.
+
+        Raises:
+            ValueError: another writer is at work.
+        """
+        try:
+            with self._lock.acquire(timeout=-1 if wait else 0):
+                self._table.checkout_latest()
+                yield
+        except Timeout as error:
+            raise ValueError(f"{self.folder}: another writer is at work; wait until it is done") from error
+
+    def _scan(self, columns: list[str], where: Expr | None = None) -> pa.Table:
+        query = self._table.search().select(columns).limit(None)
+        return (query if where is None else query.where(where)).to_arrow()
