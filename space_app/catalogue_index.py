@@ -338,7 +338,7 @@ class CatalogueIndex(ProductTable):
         """Bring the indexes of the table up to what was written, and make those that are due."""
         there = {name for index in self._table.list_indices() for name in index.columns}
         if len(self) and "title" not in there:
-            self._table.create_index("title", config=FTS(with_position=False, remove_stop_words=False))
+            self._table.create_index("title", config=FTS(base_tokenizer="icu", remove_stop_words=False))
             self._table.create_index("product_id", config=BTree())
         ann = self.manifest["ann"]
         if len(self) > self.ann_from and (ann is None or len(self) > 2 * ann["products"]):

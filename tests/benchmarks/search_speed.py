@@ -61,9 +61,8 @@ def main() -> None:
         index = CatalogueIndex.create(Path(folder) / "index", encoder, **options)
         begin = time.perf_counter()
         index.add(products_of_size(products, arguments.size))
-        print(
-            f"{len(index):,} products indexed in {time.perf_counter() - begin:.0f} s; approximate: {index.manifest['ann']}"
-        )
+        seconds = time.perf_counter() - begin
+        print(f"{len(index):,} products indexed in {seconds:.0f} s; approximate: {index.manifest['ann']}")
         rows = np.random.default_rng(0).integers(len(products), size=arguments.searches)
         texts = [" ".join(products[int(row)]["title"].split()[:4]) or "red" for row in rows]
         search = CatalogueSearch(encoder, index)
