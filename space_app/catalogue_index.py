@@ -259,7 +259,8 @@ class CatalogueIndex(ProductTable):
         if filters and (expression := filters.expression()) is not None:
             query = query.where(expression)
         table = query.select(["product_id", "_score"]).to_arrow()
-        return list(zip(table["product_id"].to_pylist(), table["_score"].to_pylist(), strict=True))
+        found = zip(table["product_id"].to_pylist(), table["_score"].to_pylist(), strict=True)
+        return sorted(found, key=lambda hit: (-hit[1], hit[0]))  # equal ones come in any order
 
     def _keys(self) -> dict[str, tuple[bytes, bytes]]:
         """product_id -> keys of all of its row, and of what is encoded."""
@@ -301,9 +302,9 @@ class CatalogueIndex(ProductTable):
         data = rows_table(rows, self._table.schema)
         if replaced:
             merge = self._table.merge_insert("product_id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(data, on_bad_vectors="null")  # so it calls the null of a view that a product lacks
+            merge.execute(data, on_bad_vectors="null")  # it calls so the null of a view that a product lacks
         else:
-            self._table.add(data)
+            self._table.add(data, on_bad_vectors="null")
         known.update((row["product_id"], (row["content_key"], row["encoded_key"])) for row in rows)
         counts.update(added=len(rows) - replaced, replaced=replaced, encoded=len(rows) - len(before))
 
@@ -330,6 +331,8 @@ class CatalogueIndex(ProductTable):
     def _give_vectors(self, rows: Sequence[dict[str, Any]]) -> None:
         views = self.encoder.encode_views([row_item(row) for row in rows], progress=False)
         for place, row in enumerate(rows):
+            if not np.isfinite(views.multimodal[place]).all():
+                raise ValueError(f"product {row['product_id']}: its vector is not finite; check the weights")
             row[vector_column("text")] = views.text[place] if views.has_text[place] else None
             row[vector_column("image")] = views.image[place] if views.has_image[place] else None
             row[vector_column("multimodal")] = views.multimodal[place]

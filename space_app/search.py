@@ -238,6 +238,7 @@ class CatalogueSearch:
                 product_id: fused_score(of_product, weights, self.rank_offset)
                 for product_id, of_product in ranks.items()
             }
+            scores = {product_id: score for product_id, score in scores.items() if score > 0}
         best = sorted(scores, key=lambda product_id: (-scores[product_id], product_id))[:k]
         rows = self.index.products(best)
         return [

@@ -128,7 +128,8 @@ def test_what_cannot_be_encoded_is_told_and_the_rest_added(index, make_image):
     good = {"product_id": "good", "title": "teapot", "images": []}
     bad = [{"product_id": "broken", "title": "kettle", "images": [{"bytes": b"<html>", "path": None}]},
            {"product_id": "path", "title": "kettle", "images": [{"bytes": None, "path": "/etc/passwd"}]},
-           {"product_id": "nothing", "title": " ", "images": []}, {"product_id": "", "title": "no id", "images": []}]  # fmt: skip
+           {"product_id": "nothing", "title": " ", "images": []},
+           {"product_id": "", "title": "no id", "images": []}]  # fmt: skip
     changes = index.add([bad[0], good, *bad[1:]])
     assert (changes.added, len(index)) == (1, 25)
     assert {(error.row, error.product_id) for error in changes.errors} == {

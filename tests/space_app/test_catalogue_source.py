@@ -199,7 +199,8 @@ def test_what_is_not_there_or_elsewhere_is_refused(scratch):
 @pytest.mark.parametrize(
     "name",
     ["hf:", "hf:owner", "hf:owner/name; rm -rf /", "hf:owner/$(id)", "hf:../secret", "hf:owner/../name",
-     "hf:/etc/passwd", "hf:owner/name:a:b:c", "hf:owner/name:../x", "hf:a/b/c", "hf:owner/na|me", "hf:owner/name:", "hf:owner/.."],
+     "hf:/etc/passwd", "hf:owner/name:a:b:c", "hf:owner/name:../x", "hf:a/b/c", "hf:owner/na|me", "hf:owner/name:",
+     "hf:owner/.."],
 )  # fmt: skip
 def test_hub_names_that_are_none_are_refused(name, scratch):
     with pytest.raises(ValueError, match="no name of a data set on the Hub; give hf:OWNER/NAME"):

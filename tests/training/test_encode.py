@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 import moon2_training.encode as encode_module
 from moon2_dataset import PRODUCT_FEATURES, QUERY_FEATURES
-from moon2_training.encode import Encoder, ProductItems, QueryItems, load_encoder
+from moon2_training.encode import Encoder, ProductItems, QueryItems, encoder_fingerprint, load_encoder
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -277,3 +277,32 @@ def test_load_encoder_says_what_is_wrong_with_a_folder(tmp_path):
     AutoConfig.for_model("bert").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds a bert model"):
         load_encoder(tmp_path)
+
+
+def test_a_fingerprint_survives_saving_and_changes_with_what_an_embedding_depends_on(tiny, tmp_path):
+    model, processor = tiny
+    fingerprint = encoder_fingerprint(model, processor)
+    assert len(fingerprint) == 32 and encoder_fingerprint(model, processor) == fingerprint
+    for part in tiny:
+        part.save_pretrained(tmp_path)
+
+    def loaded():
+        return load_encoder(tmp_path)
+
+    assert encoder_fingerprint(*loaded()) == fingerprint
+    others = []
+    other, same = loaded()
+    next(other.parameters()).data.view(-1)[0] += 1e-6  # one weight of the first tensor
+    others.append(encoder_fingerprint(other, same))
+    other, same = loaded()
+    others.append(encoder_fingerprint(other.to(torch.bfloat16), same))
+    other, same = loaded()
+    other.config.get_text_config().num_experts_per_tok = 1  # in no weight
+    others.append(encoder_fingerprint(other, same))
+    same, other = loaded()
+    other.image_processor.size = other.image_processor.size | {"longest_edge": 4 * 48 * 48}
+    others.append(encoder_fingerprint(same, other))
+    same, other = loaded()
+    other.tokenizer.model_max_length = 5
+    others.append(encoder_fingerprint(same, other))
+    assert len({fingerprint, *others}) == 6

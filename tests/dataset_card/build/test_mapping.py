@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moon2_dataset.build.column_names import attribute_name, name_words, plain_name
-from moon2_dataset.build.mapping import LOG_FIELDS, PRODUCT_FIELDS, attribute_pairs, columns_of, resolve
+from moon2_dataset.build.mapping import (
+    LOG_FIELDS,
+    PRODUCT_FIELDS,
+    attribute_pairs,
+    columns_of,
+    parse_columns,
+    resolve,
+)
 
 
 def rows(text, *lines):
@@ -219,3 +226,12 @@ def test_any_table_is_mapped_or_refused(sample, fields):
     ]
     assert set(used) <= set(columns) and len(used) == len(set(used)) and set(mapping) <= set(fields)
     assert len(lines) >= len(mapping)
+
+
+def test_columns_of_a_command_line():
+    assert parse_columns("columns", ["title=Name", "images=a,b", "attributes=*"]) == {
+        "title": "Name", "images": "a,b", "attributes": "*"}  # fmt: skip
+    assert parse_columns("columns", None) == {}
+    for texts in (["title"], ["title=a", "title=b"]):
+        with pytest.raises(ValueError, match=r"columns: 'title.*'; give every field once, as FIELD=COLUMN"):
+            parse_columns("columns", texts)

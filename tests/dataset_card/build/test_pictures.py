@@ -161,3 +161,31 @@ def test_damaged_bytes_are_kept_or_given_a_reason(at, junk, cut):
     for max_side in (512, 50):
         kept, _, problem = check_picture(data, "a.jpg", max_side)
         assert (problem is None and kept) or problem[0] in PICTURE_REASONS
+
+
+def test_within_a_folder_no_path_and_no_link_leads_out(tmp_path):
+    inside, outside = tmp_path / "inside", tmp_path / "outside.jpg"
+    (inside / "sub").mkdir(parents=True)
+    outside.write_bytes(JPEG)
+    (inside / "sub" / "a.jpg").write_bytes(encoded(seed=1))
+    os.symlink(outside, inside / "link.jpg")
+    os.symlink(inside / "sub", inside / "again")
+    os.symlink(inside / "loop.jpg", inside / "loop.jpg")
+    ways_out = ["../outside.jpg", "sub/../../outside.jpg", str(outside), f"file://{outside}", "link.jpg", "loop.jpg",
+                "\0.jpg", "a" * 300 + "/../../outside.jpg"]  # fmt: skip
+    for path in ways_out:
+        assert read_pictures([{"path": path}], inside, None, 512, within=inside)[0] == []
+    pictures, problems = read_pictures(ways_out[:5], inside, None, 512, within=inside)
+    assert pictures == [] and {reason for reason, _ in problems} == {"image_outside"}
+    assert (
+        len(read_pictures(["sub/a.jpg", "again/a.jpg", "sub/../sub/a.jpg"], inside, None, 512, within=inside)[0]) == 3
+    )
+    assert len(read_pictures([str(outside)], inside, None, 512)[0]) == 1
+    assert len(read_pictures([JPEG], inside, None, 512, within=inside)[0]) == 1  # bytes are no file
+    url = "https://shop.example/link.jpg"
+    assert read_pictures([url], inside, inside, 512, within=inside)[1] == [("image_outside", "link.jpg")]
+
+
+def test_the_number_of_pixels_may_be_limited_further():
+    assert check_picture(JPEG, "a.jpg", 512, 60 * 80)[2] is None
+    assert check_picture(JPEG, "a.jpg", 512, 60 * 80 - 1)[2][0] == "image_too_large"

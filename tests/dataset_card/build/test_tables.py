@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PilImage
 
-from moon2_dataset.build.tables import HubRows, ImageFolder, ParquetTable, SavedRows
+from moon2_dataset.build.tables import HubRows, ImageFolder, ParquetTable, SavedRows, _fetched
 
 
 def png(seed=0, size=(20, 24)):
@@ -143,17 +144,18 @@ def test_a_hub_folder_of_images_is_read_from_its_addresses(tmp_path):
     assert [row.values["image"]["path"].rpartition("/")[2] for row in rows] == ["0.png", "1.png", "2.png"]
 
 
-def test_addresses_of_a_file_system_are_fetched_and_web_pages_are_not():
-    import fsspec
-
-    from moon2_dataset.build.tables import _fetched
-
-    with fsspec.open("memory://shop/a.png", "wb") as stream:
+def test_files_on_the_hub_are_fetched_and_no_others(monkeypatch, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"secret")
+    opened = fsspec.open
+    with opened("memory://shop/a.png", "wb") as stream:
         stream.write(b"picture")
-    got = _fetched([{"bytes": None, "path": "memory://shop/a.png"}, {"bytes": None, "path": "memory://shop/none.png"}])
-    assert got == [{"bytes": b"picture", "path": "a.png"}, {"bytes": None, "path": "memory://shop/none.png"}]
-    page = {"bytes": None, "path": "https://shop.example/a.png"}
-    assert _fetched(page) == page
+    monkeypatch.setattr(fsspec, "open", lambda path, mode: opened(path.replace("hf://", "memory://"), mode))
+    got = _fetched([{"bytes": None, "path": "hf://shop/a.png"}, {"bytes": None, "path": "hf://shop/none.png"}])
+    assert got == [{"bytes": b"picture", "path": "a.png"}, {"bytes": None, "path": "hf://shop/none.png"}]
+    for path in ("https://shop.example/a.png", f"file://{tmp_path}/a.png", f"local://{tmp_path}/a.png", "s3://b/a.png",
+                 f"simplecache::file://{tmp_path}/a.png", f"zip://a.png::file://{tmp_path}/a.zip", "ftp://x/a.png",
+                 f"hf://x::file://{tmp_path}/a.png", "memory://shop/a.png"):  # fmt: skip
+        assert _fetched({"bytes": None, "path": path}) == {"bytes": None, "path": path}
 
 
 def test_image_folders_name_products_by_their_files(tmp_path):

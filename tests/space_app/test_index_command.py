@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+
+from moon2_space.catalogue_folder import CatalogueFolder
+from moon2_space.index_command import main
+from moon2_space.product_table import ProductTable
+from moon2_training.mini import build_mini
+
+
+@pytest.fixture(scope="session")
+def saved_model(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    for part in tiny:
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MOON2_DATA_DIR", str(tmp_path / "data"))
+
+    def command(*argv):
+        main([str(argument) for argument in argv])
+        return capsys.readouterr().out
+
+    return command
+
+
+@pytest.fixture
+def catalogue(tmp_path):
+    path = tmp_path / "shop.csv"
+    path.write_text("id,title,colour\n1,Red mug,red\n2,Blue mug,blue\n,No id,\n4,Navy shoes,navy\n")
+    return path
+
+
+def table(tmp_path):
+    return ProductTable(CatalogueFolder(tmp_path / "data").current())
+
+
+def test_a_catalogue_is_indexed_changed_pruned_and_deleted_from(run, saved_model, catalogue, tmp_path):
+    printed = run(catalogue, "--model", saved_model, "--errors", tmp_path / "errors.csv")
+    assert "title <- title" in printed and "3 added, 0 replaced, 0 as before; 3 encoded" in printed
+    assert "1 rows left out, 0 with a loss:\n  shop.csv line 4: no product id" in printed
+    assert "3 products in" in printed and "search compares with all of them" in printed
+    (error,) = list(csv.DictReader((tmp_path / "errors.csv").open(newline="")))
+    assert error["row"] == "2" and error["message"] == "shop.csv line 4: no product id"
+
+    catalogue.write_text("id,title,colour\n1,Red mug,dark red\n5,Teapot,\n")
+    printed = run("--catalogue", catalogue, "--prune", "true")  # the model is known by now
+    assert "1 added, 1 replaced, 0 as before; 1 encoded" in printed
+    assert "2 products deleted that the catalogue no longer has" in printed and sorted(table(tmp_path).ids()) == [
+        "1",
+        "5",
+    ]
+    assert "1 products deleted" in run("--delete", "5", "nowhere") and table(tmp_path).ids() == ["1"]
+    assert not list((tmp_path / "data" / "uploads").iterdir())
+
+
+def test_a_row_that_cannot_be_read_now_is_not_pruned(run, saved_model, catalogue, tmp_path):
+    run(catalogue, "--model", saved_model)
+    catalogue.write_text("id,title\n1,Red mug\n2,\n")
+    run(catalogue, "--prune", "true")
+    assert sorted(table(tmp_path).ids()) == ["1", "2"]
+
+
+def test_another_model_needs_a_reindex(run, saved_model, catalogue, tiny_config, tmp_path):
+    torch.manual_seed(1)
+    for part in build_mini(tiny_config, ["navy mug", "red shoes"] * 20):
+        part.save_pretrained(tmp_path / "other")
+    run(catalogue, "--model", saved_model)
+    first = CatalogueFolder(tmp_path / "data").current()
+    with pytest.raises(ValueError, match="this encoder is another one .* index the catalogue again .*--reindex true"):
+        run(catalogue, "--model", tmp_path / "other")
+    assert CatalogueFolder(tmp_path / "data").current() == first
+    assert "3 products in" in run("--model", tmp_path / "other", "--reindex", "true")
+    assert CatalogueFolder(tmp_path / "data").model() == str(tmp_path / "other")
+    assert "3 products in" in run("--reindex", "true")  # nothing left to do
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "nothing to do"),
+        (["--prune", "true", "--delete", "1"], "prune needs the catalogue"),
+        (["--catalogue", "shop.csv", "--max_rows", "0"], "max_rows=0"),
+        (["--catalogue", "shop.csv", "--image_root", "nowhere"], "image_root=nowhere is no folder"),
+        (["--catalogue", "shop.csv"], "give the encoder to make it with"),
+    ],
+)
+def test_wrong_options_are_refused(run, options, told):
+    with pytest.raises(ValueError, match=told):
+        run(*options)
