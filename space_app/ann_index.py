@@ -16,38 +16,42 @@ DEPTH = 10
 WANTED_RECALL = 0.95
 
 
-def build_ann(table: lancedb.table.Table, columns: Mapping[str, str], wanted: float = WANTED_RECALL) -> dict[str, Any]:
+def build_ann(
+    table: lancedb.table.Table,
+    columns: Mapping[str, str],
+    pairs: Sequence[tuple[str, str]],
+    wanted: float = WANTED_RECALL,
+) -> dict[str, Any]:
     """Partition the vectors of a table and find how many partitions a search must look into.
 
     The vectors themselves are kept, so that a search looks at fewer but compares exactly. Products of the catalogue
     stand in for queries: for a sample of them the ten found are held against the ten nearest of all, and the number of
-    partitions looked into doubles until the share found is as wanted.
+    partitions looked into doubles until the share found is as wanted in all pairs of views.
 
     Args:
         table: of an index.
-        columns: view -> the column with its vectors; the last one is what the share is told for.
+        columns: view -> the column with its vectors.
+        pairs: (view of the query, view of the products) of the searches to come.
         wanted: recall@10 to reach.
 
     Returns:
-        {"products": rows at that time, "partitions", "nprobes": how many to look into, "recall@10": view -> share
-        found, "sample": queries it was measured with}.
+        {"products": rows at that time, "partitions", "nprobes": how many to look into, "recall@10": "query→products"
+        -> share found, "sample": queries it was measured with}.
     """
     products = table.count_rows()
     partitions = max(1, round(math.sqrt(products)))
-    samples, exact = {}, {}
-    for view, column in columns.items():
-        vectors = _sample(table, column)
-        if len(vectors) < 2:
-            continue
-        table.create_index(column, config=IvfFlat(distance_type="cosine", num_partitions=partitions), replace=True)
-        samples[view] = vectors
-        exact[view] = [_nearest(table, column, vector, None) for vector in vectors]
-    nprobes, recalls = 1, {}
+    samples = {view: _sample(table, column) for view, column in columns.items()}
+    for view in {view for _, view in pairs if len(samples[view])}:
+        config = IvfFlat(distance_type="cosine", num_partitions=partitions)
+        table.create_index(columns[view], config=config, replace=True)
+    searches = [(asked, view) for asked, view in pairs if len(samples[asked]) and len(samples[view])]
+    exact = [[_nearest(table, columns[view], vector, None) for vector in samples[asked]] for asked, view in searches]
+    nprobes = 1
     while True:
-        recalls = {
-            view: _recall(exact[view], [_nearest(table, columns[view], vector, nprobes) for vector in vectors])
-            for view, vectors in samples.items()
-        }
+        recalls = {}
+        for (asked, view), of_all in zip(searches, exact, strict=True):
+            found = [_nearest(table, columns[view], vector, nprobes) for vector in samples[asked]]
+            recalls[f"{asked}→{view}"] = _recall(of_all, found)
         if nprobes >= partitions or all(recall >= wanted for recall in recalls.values()):
             break
         nprobes = min(2 * nprobes, partitions)

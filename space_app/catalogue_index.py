@@ -35,6 +35,8 @@ from .product_table import ProductTable
 
 BATCH_PRODUCTS = 256  # encoded and written together
 IDS_AT_ONCE = 1000
+# Queries ask for multimodal vectors; products for those like them, by any one view.
+SEARCHES = (*((view, "multimodal") for view in VIEWS), ("text", "text"), ("image", "image"))
 OLD_VERSIONS = timedelta(hours=1)  # that a query may still be reading
 
 Cancel = threading.Event | Callable[[], bool]
@@ -345,7 +347,7 @@ class CatalogueIndex(ProductTable):
             self._table.create_index("product_id", config=BTree())
         ann = self.manifest["ann"]
         if len(self) > self.ann_from and (ann is None or len(self) > 2 * ann["products"]):
-            ann = build_ann(self._table, {view: vector_column(view) for view in VIEWS})
+            ann = build_ann(self._table, {view: vector_column(view) for view in VIEWS}, SEARCHES)
         self._table.optimize(cleanup_older_than=OLD_VERSIONS)
         self.manifest["ann"] = ann
         self._write_manifest()

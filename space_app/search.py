@@ -17,8 +17,8 @@ from .catalogue_source import MAX_SIDE
 from .filters import Filters
 
 DEPTH = 100  # candidates of each ranking that are fused
-RANK_OFFSET = 5  # c of reciprocal rank fusion: how little the first places stand out
-WORDS_WEIGHT = 0.6  # of full text against vectors; both as tests/benchmarks/hybrid_search.py finds them best
+RANK_OFFSET = 10  # c of reciprocal rank fusion: how little the first places stand out
+WORDS_WEIGHT = 0.5  # of full text against vectors; both as tests/benchmarks/hybrid_search.py finds them best
 MAX_QUERY = 1000  # characters
 MAX_K = 1000
 

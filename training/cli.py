@@ -13,10 +13,12 @@ class Verb(NamedTuple):
     Args:
         target: `module:function`; the function takes the arguments after the verb as a list of strings.
         summary: One line for `moon2 --help`.
+        extra: Extra of the distribution that brings what it needs; "" for none.
     """
 
     target: str
     summary: str
+    extra: str = ""
 
 
 VERBS = {
@@ -29,8 +31,10 @@ VERBS = {
     "train": Verb("moon2_training.train:main", "fit an encoder to a catalogue and its click log"),
     "evaluate": Verb("moon2_training.evaluate:main", "score encoders side by side: retrieval, categories, attributes"),
     "push": Verb("moon2_training.push:main", "put a saved encoder on the Hub"),
-    "index": Verb("moon2_space.index_command:main", "put a catalogue into an index on disk, or bring it up to date"),
-    "search": Verb("moon2_space.search_command:main", "search an index by words, by a picture, or by both"),
+    "index": Verb(
+        "moon2_space.index_command:main", "put a catalogue into an index on disk, or bring it up to date", "space"
+    ),
+    "search": Verb("moon2_space.search_command:main", "search an index by words, by a picture, or by both", "space"),
     "demo": Verb("moon2_space.demo:main", "train a small encoder on a made-up catalogue and search it"),
 }
 
@@ -82,6 +86,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nmoon2 {name}: interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        if not VERBS[name].extra:
+            raise
+        print(f'moon2 {name}: {error}; pip install "moon2[{VERBS[name].extra}]"', file=sys.stderr)
+        return 1
     except (ValueError, FileNotFoundError) as error:
         if os.environ.get("MOON2_TRACEBACK") == "1":
             raise

@@ -112,3 +112,13 @@ def test_interrupted(add_verb, capsys):
 def test_every_verb_can_be_called(name):
     signature = inspect.signature(pkgutil.resolve_name(cli.VERBS[name].target))
     signature.bind(["--help"])
+
+
+def test_a_verb_without_its_extra_says_what_to_install(add_verb, monkeypatch, capsys):
+    add_verb("far", "import no_such_package\n")
+    monkeypatch.setitem(cli.VERBS, "far", cli.Verb("verb_far:main", "needs more", "space"))
+    assert cli.main(["far"]) == 1
+    assert capsys.readouterr().err == ("moon2 far: No module named 'no_such_package'; pip install \"moon2[space]\"\n")
+    monkeypatch.setitem(cli.VERBS, "far", cli.Verb("verb_far:main", "needs nothing more"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        cli.main(["far"])
