@@ -78,7 +78,7 @@ class CatalogueFolder:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it was made with another encoder.
+            OtherEncoderError: it was made with another encoder.
         """
         current = self.current()
         if current is None:
@@ -94,7 +94,7 @@ class CatalogueFolder:
             fingerprint: of the encoder; None: of its weights.
 
         Raises:
-            ValueError: the index was made with another encoder.
+            OtherEncoderError: the index was made with another encoder.
         """
         fingerprint = fingerprint or fingerprint_of(encoder)
         if self.current() is not None:

@@ -133,7 +133,8 @@ class CatalogueIndex(ProductTable):
 
         Raises:
             FileNotFoundError: there is no index.
-            ValueError: it was made with another encoder, or by another version of this package.
+            OtherEncoderError: it was made with another encoder.
+            ValueError: another version of this package made it, or it is damaged.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)

@@ -17,6 +17,7 @@ from moon2_training.encode import Encoder, load_encoder
 from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
 from .catalogue_index import CatalogueIndex, fingerprint_of
 from .catalogue_source import CatalogueSource, Limits, RowError, errors_as_csv
+from .index_manifest import OtherEncoderError
 from .product_table import ProductTable
 
 SHOWN_ERRORS = 10
@@ -101,7 +102,8 @@ def open_with_model(folder: CatalogueFolder, model: str | None, reindex: bool = 
 
     Raises:
         FileNotFoundError: no such model.
-        ValueError: no model given for a first index, or another one than the index was made with.
+        OtherEncoderError: the index was made with another one.
+        ValueError: no model given for a first index.
     """
     made_with = folder.model()
     name = model or made_with
@@ -113,8 +115,8 @@ def open_with_model(folder: CatalogueFolder, model: str | None, reindex: bool = 
     if not reindex or made_with is None:
         try:
             return folder.open_or_create(encoder, name, fingerprint)
-        except ValueError as error:
-            raise ValueError(f"{error}: --reindex true") from error
+        except OtherEncoderError as error:
+            raise OtherEncoderError(f"{error}: --reindex true") from error
     old = ProductTable(folder.current())
     if old.manifest["fingerprint"] == fingerprint:
         return folder.open(encoder, fingerprint)

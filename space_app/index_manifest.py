@@ -57,15 +57,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     part.replace(path)
 
 
+class OtherEncoderError(ValueError):
+    """An index was made with another encoder than the one that is to search it."""
+
+
 def check_encoder(folder: Path, manifest: Mapping[str, Any], fingerprint: str, dimension: int) -> None:
     """Refuse an encoder that an index was not made with.
 
     Raises:
-        ValueError: its vectors do not compare with those of the index.
+        OtherEncoderError: its vectors do not compare with those of the index.
     """
     if (fingerprint, dimension) != (manifest["fingerprint"], manifest["dimension"]):
         made_with = f"{manifest['model'] or 'an encoder'} ({manifest['fingerprint'][:12]})"
-        raise ValueError(
+        raise OtherEncoderError(
             f"{folder}: the index was made with {made_with}; this encoder is another one ({fingerprint[:12]}), and "
             "their vectors do not compare; give the one it was made with, or index the catalogue again with this one"
         )

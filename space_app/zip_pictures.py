@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import stat
 import zipfile
 import zlib
@@ -41,7 +42,6 @@ def unpack(archive: Path, folder: Path, limits: ZipLimits) -> list[tuple[int, st
         ValueError: it is no ZIP, or unpacks to more than the limits allow.
     """
     refused: list[tuple[int, str]] = []
-    left = limits.unpacked_bytes
     try:
         with zipfile.ZipFile(archive) as opened:
             entries = opened.infolist()
@@ -57,12 +57,11 @@ def unpack(archive: Path, folder: Path, limits: ZipLimits) -> list[tuple[int, st
                 target = folder / PurePosixPath(entry.filename)
                 try:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    left -= _copy(opened, entry, target, left)
+                    with opened.open(entry) as source, open(target, "xb") as file:  # never over the size it names
+                        shutil.copyfileobj(source, file, CHUNK)
                 except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
                     target.unlink(missing_ok=True)
                     refused.append((number, f"{archive.name}: {_shown(entry.filename)}: cannot be unpacked ({error})"))
-                if left < 0:
-                    raise ValueError(_too_large(archive.name, limits))
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise ValueError(f"{archive.name}: cannot be read as a ZIP ({error}); pack it again") from error
     return refused
@@ -70,17 +69,13 @@ def unpack(archive: Path, folder: Path, limits: ZipLimits) -> list[tuple[int, st
 
 def _refuse_bombs(name: str, entries: list[zipfile.ZipInfo], limits: ZipLimits) -> None:
     if sum(entry.file_size for entry in entries) > limits.unpacked_bytes:
-        raise ValueError(_too_large(name, limits))
+        raise ValueError(f"{name}: unpacks to over {limits.unpacked_bytes >> 20:,} MB; give several smaller ones")
     for entry in entries:
         if entry.file_size > RATIO_FROM and entry.file_size > limits.ratio * max(1, entry.compress_size):
             raise ValueError(
                 f"{name}: {_shown(entry.filename)} unpacks to over {limits.ratio} times its packed size, as no "
                 "picture does; leave it out"
             )
-
-
-def _too_large(name: str, limits: ZipLimits) -> str:
-    return f"{name}: unpacks to over {limits.unpacked_bytes >> 20:,} MB; give several smaller ones"
 
 
 def _reason_against(entry: zipfile.ZipInfo) -> str:
@@ -100,16 +95,6 @@ def _reason_against(entry: zipfile.ZipInfo) -> str:
     if not name.casefold().endswith((*IMAGE_SUFFIXES, *TABLE_SUFFIXES)):
         return f"neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a table; left out"
     return ""
-
-
-def _copy(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, most: int) -> int:
-    """Write one file, at most one chunk over `most` bytes whatever its entry says of its size; returns how many."""
-    size = 0
-    with opened.open(entry) as source, open(target, "xb") as file:
-        while size <= most and (chunk := source.read(CHUNK)):
-            size += len(chunk)
-            file.write(chunk)
-    return size
 
 
 def _shown(name: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from .mapping import LOG_FIELDS, PRODUCT_FIELDS, Column, FieldMapping, columns_of, resolve
 from .raw_rows import RawRow, merge_lines, size_of
@@ -66,7 +66,7 @@ class Source:
         self.counts: Counter[str] = Counter()
         first = parts[0]
         columns = list(dict.fromkeys(column for part in parts for column in part.columns))
-        sample = [row.values for row in islice(first.rows(0, columns), SAMPLE_ROWS) if row.error is None]
+        sample = _sample(first.rows(0, columns))
         self.shop: Shop | None = None
         if fields is PRODUCT_FIELDS and isinstance(first, Delimited):
             self.shop = recognise(first.columns)
@@ -152,6 +152,19 @@ class Source:
                 continue
             row = tidy_woocommerce(row) if woocommerce and row.error is None else row
             yield row._replace(number=before + row.number) if before else row
+
+
+def _sample(rows: Iterator[RawRow]) -> list[dict[str, Any]]:
+    """The values of the first rows, fewer where they are large."""
+    sample: list[dict[str, Any]] = []
+    held = 0
+    for row in islice(rows, SAMPLE_ROWS):
+        if row.error is None:
+            sample.append(row.values)
+            held += sum(map(size_of, row.values.values()))
+        if held >= BATCH_BYTES:
+            break
+    return sample
 
 
 def open_source(

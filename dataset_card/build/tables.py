@@ -19,6 +19,7 @@ from .mapping import IMAGE_SUFFIXES
 from .raw_rows import RawRow
 
 READ_BYTES = 32 << 20  # of a Parquet file or saved data set at once, roughly
+MOST_BYTES = 8 * READ_BYTES  # where every row may point at the same large value of a dictionary
 _CAMERA_NAME = re.compile(r"^(?:img|image|dsc[nf]?|pxl|photo|pic|screenshot|whatsapp image)?[\W\d_]*$", re.IGNORECASE)
 
 
@@ -54,8 +55,8 @@ class ParquetTable:
                 meta = parquet.metadata.row_group(group)
                 end = number + meta.num_rows
                 if end > start:
-                    size = max(1, READ_BYTES * meta.num_rows // max(1, meta.total_byte_size))
-                    for row in self._group(parquet, group, number, end, min(size, 1000), columns):
+                    size = _rows_at_once(meta, columns)
+                    for row in self._group(parquet, group, number, end, size, columns):
                         if row.number >= start:
                             yield row
                 number = end
@@ -219,6 +220,16 @@ class ImageFolder:
                 yield from self._walk(Path(entry.path))
             elif entry.is_file():
                 yield Path(entry.path)
+
+
+def _rows_at_once(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
+    """Rows of a group that are safe to hold: a dictionary may hold one large value that a byte a row points at."""
+    size = min(1000, READ_BYTES * group.num_rows // max(1, group.total_byte_size))
+    for number in range(group.num_columns):
+        chunk = group.column(number)
+        if chunk.path_in_schema.partition(".")[0] in columns and any("DICT" in name for name in chunk.encodings):
+            size = min(size, MOST_BYTES // max(1, chunk.total_uncompressed_size))
+    return max(1, size)
 
 
 def _plain_rows(batch: pa.RecordBatch, number: int, name: str, folder: Path | None) -> Iterator[RawRow]:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from moon2_space.index_manifest import check_encoder, new_manifest, read_manifest, write_json
+from moon2_space.index_manifest import OtherEncoderError, check_encoder, new_manifest, read_manifest, write_json
 
 
 def test_what_is_written_is_read_and_nothing_else_is_left(tmp_path):
@@ -16,11 +17,18 @@ def test_what_is_written_is_read_and_nothing_else_is_left(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
-def test_a_write_that_breaks_leaves_the_file_as_it_was(tmp_path):
+def test_a_write_that_breaks_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     manifest = new_manifest("model", "ab" * 16, 256)
     write_json(tmp_path / "manifest.json", manifest)
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "manifest.json", {"model": object()})
+
+    def broken(self, target):
+        assert target.read_text() == before
+        raise OSError("the machine went down")
+
+    before = (tmp_path / "manifest.json").read_text()
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(OSError, match="the machine went down"):
+        write_json(tmp_path / "manifest.json", manifest | {"model": "other"})
     assert read_manifest(tmp_path) == manifest
 
 
@@ -39,5 +47,7 @@ def test_another_encoder_or_width_is_refused(tmp_path):
     manifest = new_manifest("runs/mini", "ab" * 16, 256)
     check_encoder(tmp_path, manifest, "ab" * 16, 256)
     for fingerprint, dimension in (("cd" * 16, 256), ("ab" * 16, 128)):
-        with pytest.raises(ValueError, match=r"made with runs/mini \(abababababab\); this encoder is another one"):
+        with pytest.raises(
+            OtherEncoderError, match=r"made with runs/mini \(abababababab\); this encoder is another one"
+        ):
             check_encoder(tmp_path, manifest, fingerprint, dimension)

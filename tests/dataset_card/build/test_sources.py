@@ -161,3 +161,10 @@ def test_wrong_paths_name_the_way_out(tmp_path, make, error, message):
 def test_an_empty_table_is_a_source_without_rows(tmp_path):
     (tmp_path / "a.csv").write_text("id,title\n")
     assert read(open_source(tmp_path / "a.csv")) == []
+
+
+def test_the_sample_that_columns_are_guessed_from_is_small_where_rows_are_large(tmp_path, monkeypatch):
+    monkeypatch.setattr("moon2_dataset.build.sources.BATCH_BYTES", 10_000)
+    (tmp_path / "a.csv").write_text("id,title\n" + "".join(f"{i},{'mug ' * 500}\n" for i in range(50)))
+    lines = open_source(tmp_path / "a.csv").explain()
+    assert "product_id <- id: its name; 100% of 5 values differ" in lines

@@ -181,3 +181,22 @@ def test_image_folders_name_products_by_their_files(tmp_path):
     assert ImageFolder(tmp_path).fingerprint == before
     (tmp_path / "a-z.webp").write_bytes(b"x")
     assert ImageFolder(tmp_path).fingerprint != before
+
+
+def test_one_large_value_that_all_rows_share_is_not_held_for_all_at_once(tmp_path, monkeypatch):
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * 500), pa.array(["x" * 1_000_000]))
+    pq.write_table(pa.table({"title": shared, "id": range(500)}), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 1_000_000  # and 500 MB when it is unfolded
+    held = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def watched(self, *arguments, **options):
+        for batch in iter_batches(self, *arguments, **options):
+            held.append(batch.nbytes)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
+    monkeypatch.setattr("moon2_dataset.build.tables.MOST_BYTES", 10_000_000)
+    rows = ParquetTable(tmp_path / "a.parquet", "a.parquet").rows(0, ["id", "title"])
+    assert sum(len(row.values["title"]) for row in rows) == 500_000_000
+    assert max(held) <= 11_000_000
