@@ -59,6 +59,11 @@ class ProductTable:
     def __len__(self) -> int:
         return self._table.count_rows()
 
+    @property
+    def version(self) -> int:
+        """A number that changes whenever the table does."""
+        return self._table.version
+
     def ids(self) -> list[str]:
         """The ids of all products."""
         return self._scan(["product_id"])["product_id"].to_pylist()
@@ -100,7 +105,7 @@ class ProductTable:
 
     def facets(self) -> Facets:
         """What can be filtered by, counted over all products."""
-        version = self._table.version
+        version = self.version
         if self._facets is None or self._facets[0] != version:
             categories: Counter[tuple[str, ...]] = Counter()
             attributes: dict[str, Counter[str]] = {}
