@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 
+from .access import TokenForAgents
+from .api import add_endpoints
+from .balance_tab import build_balance_tab
 from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
+from .catalogue_source import Limits
+from .catalogue_tab import build_catalogue_tab, state_html
 from .live_catalogue import LiveCatalogue
+from .search_tab import SHARE, Form, SearchTab, arrive, build_search_tab, found_like
+from .theme import STYLE_SHEET, moon_theme
+from .understand_tab import Product, UnderstandTab, build_understand_tab, explained, product_of_catalogue
+from .uploads import MAX_PICTURE
 
 BUNDLED_MODEL = Path(__file__).with_name("moon2-mini")
+MAX_UPLOAD = Limits().file_bytes
+TOGGLE_DARK = """
+element.addEventListener('click', (event) => {
+  if (event.target.closest('button')) document.body.classList.toggle('dark');
+});
+"""
+MOON = (
+    '<svg viewBox="0 0 32 32" aria-hidden="true"><circle cx="16" cy="16" r="15" fill="#5b43dd"/>'
+    '<path d="M21.5 20.6A8.6 8.6 0 0 1 11.2 8.9a8.8 8.8 0 1 0 10.3 11.7Z" fill="#fff"/>'
+    '<circle cx="21" cy="11" r="1.6" fill="#fff"/></svg>'
+)
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 MIN_TOKEN = 12  # characters
 WAITING_USERS = 256  # beyond them the queue says that it is full
 AT_ONCE = 8  # searches that run at once; the encoder takes them in turn
@@ -82,9 +106,58 @@ def build_space(catalogue: LiveCatalogue, options: SpaceOptions) -> gr.Blocks:
         catalogue: what is searched.
         options: how it is served.
     """
-    with gr.Blocks(title=options.title, analytics_enabled=False) as space:
-        gr.Markdown(f"# {options.title}")
-    return space
+    with gr.Blocks(title=options.title, analytics_enabled=False, delete_cache=(600, 3600)) as space:
+        gr.HTML(_head(options.title, catalogue), js_on_load=TOGGLE_DARK, apply_default_css=False)
+        searching = {"concurrency_limit": AT_ONCE, "concurrency_id": "search"}
+        with gr.Tabs() as tabs:
+            with gr.Tab("Search", id="search"):
+                search = build_search_tab(catalogue, searching)
+            with gr.Tab("Understand", id="understand"):
+                understand = build_understand_tab(catalogue, searching)
+            with gr.Tab("Balance", id="balance"):
+                build_balance_tab(catalogue, {"concurrency_limit": 1, "concurrency_id": "measure"})
+            with gr.Tab("Catalogue", id="catalogue") as catalogue_tab:
+                state = build_catalogue_tab(catalogue, options.admin_token)
+        catalogue_tab.select(lambda: state_html(catalogue), None, state, **QUIET)
+        _wire(catalogue, tabs, search, understand, searching)
+        add_endpoints(catalogue, options.admin_token, searching)
+    return space.queue(max_size=WAITING_USERS, default_concurrency_limit=AT_ONCE)
+
+
+def _wire(
+    catalogue: LiveCatalogue,
+    tabs: gr.Tabs,
+    search: SearchTab,
+    understand: UnderstandTab,
+    limits: Mapping[str, Any],
+) -> None:
+    """Connect the tabs with each other and with the address of the page."""
+    width = gr.Number(0, visible=False)
+
+    def opened(request: gr.Request, window: float) -> dict[Any, Any]:
+        return arrive(catalogue, search, str(request.query_params), window or 0)
+
+    def explain(event: gr.EventData, *values: Any) -> list[Any]:
+        form, product_id = Form(*values), str(event.value)
+        title, picture = product_of_catalogue(catalogue, product_id)
+        return [gr.Tabs(selected="understand"), title, picture, form.text, form.image, product_id]
+
+    def similar(event: gr.EventData, *values: Any) -> list[Any]:
+        product_id = str(event.value)
+        return [gr.Tabs(selected="search"), found_like(catalogue, product_id, Form(*values)), product_id]
+
+    def explained_now(*values: Any) -> tuple[str, str, str]:
+        return explained(catalogue, Product(*values))
+
+    page = [*search.form(), search.filters, search.like, search.results]
+    gr.context.Context.root_block.load(opened, width, page, js="() => [window.innerWidth]", **QUIET)
+    raw = {"api_visibility": "private", "preprocess": False, **limits}
+    search.results.explain(explain, search.form(), [tabs, *understand.product()], show_progress="hidden", **raw).then(
+        explained_now, understand.product(), understand.shown(), **raw
+    )
+    understand.duplicates.similar(
+        similar, search.form(), [tabs, search.results, search.like], show_progress="hidden", **raw
+    ).then(fn=None, inputs=search.shared(), js=SHARE)
 
 
 def launch_space(
@@ -100,8 +173,10 @@ def launch_space(
     Returns:
         (app, address).
     """
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(data_folder(options.data_dir).resolve() / "served"))
     space = build_space(catalogue or open_catalogue(options), options)
     in_a_space = "SPACE_ID" in os.environ
+    guards = [Middleware(TokenForAgents, token=options.admin_token)] if options.mcp_server else []
     app, url, _ = space.launch(
         server_name=options.host or ("0.0.0.0" if in_a_space else "127.0.0.1"),
         server_port=options.port,
@@ -110,7 +185,20 @@ def launch_space(
         share=False,
         ssr_mode=False,
         mcp_server=options.mcp_server,
+        theme=moon_theme(),
+        css=STYLE_SHEET.read_text(encoding="utf-8"),
+        footer_links=["api"],
+        app_kwargs={"middleware": guards},
+        max_file_size=MAX_UPLOAD if options.admin_token else MAX_PICTURE,
     )
     if block:
         space.block_thread()
     return app, url
+
+
+def _head(title: str, catalogue: LiveCatalogue) -> str:
+    told = "Search by words, by a photo, or by both, and see why"
+    return (
+        f'<header class="m2-head">{MOON}<div><h1>{escape(title)}</h1><p>{escape(told)}</p></div>'
+        '<button type="button" aria-label="Switch between light and dark">◐</button></header>'
+    )
