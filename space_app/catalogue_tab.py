@@ -18,6 +18,10 @@ from .product_cards import message
 from .uploads import uploaded_file
 
 SHOWN_ERRORS = 50
+FORMATS_TOLD = (
+    "A CSV, TSV, JSON Lines or Parquet file, or a ZIP of pictures, or of a table with its pictures. New products are "
+    "added, changed ones replaced; only what changed is encoded again."
+)
 STEP = 0.4  # seconds between looks at a job
 
 
@@ -40,10 +44,8 @@ def build_catalogue_tab(catalogue: LiveCatalogue, token: str | None) -> gr.HTML:
     )
     with gr.Row(elem_classes="m2-columns"):
         with gr.Column(scale=1, min_width=300):
-            file = gr.File(
-                label="CSV, TSV, JSON Lines, Parquet, or a ZIP of pictures or of a table with pictures",
-                type="filepath", height=140, elem_id="catalogue-file",
-            )  # fmt: skip
+            gr.HTML(f"<p class='m2-told'>{FORMATS_TOLD}</p>", apply_default_css=False)
+            file = gr.File(label="Catalogue", type="filepath", height=150, elem_id="catalogue-file")
             hub_id = gr.Textbox(
                 label="… or a data set on the Hub", placeholder="OWNER/NAME or OWNER/NAME:SPLIT", elem_id="hub-id"
             )
@@ -57,11 +59,12 @@ def build_catalogue_tab(catalogue: LiveCatalogue, token: str | None) -> gr.HTML:
         with gr.Column(scale=1, min_width=300):
             ids = gr.Textbox(
                 label="Delete products", lines=3, placeholder="one id a line", elem_id="delete-ids",
-                info="Ids stand in the address of “More like this”",
+                info="As in the catalogue; one is in the address of “More like this”",
             )  # fmt: skip
             delete = gr.Button("Delete", elem_id="delete")
             model = gr.Dropdown(
-                catalogue.models, value=catalogue.now.index.manifest["model"], label="Model", elem_id="model",
+                [(model_label(name), name) for name in catalogue.models], label="Model", elem_id="model",
+                value=catalogue.now.index.manifest["model"],
                 info="The old index answers until the new one is complete",
             )  # fmt: skip
             swap = gr.Button("Encode again with this model", elem_id="swap")
@@ -125,6 +128,11 @@ def source_of(upload: Mapping[str, Any] | None, name: str | None) -> str | Path:
     return uploaded_file(upload)
 
 
+def model_label(model: str) -> str:
+    """A model as it is shown: the name of its folder, which nobody need know the place of, or its Hub id."""
+    return Path(model).name if Path(model).is_absolute() else model or "not named"
+
+
 def cancel_job(catalogue: LiveCatalogue) -> str:
     """Cancel the change that is under way; what there is to say.
 
@@ -159,7 +167,7 @@ def state_html(catalogue: LiveCatalogue) -> str:
         "Products": f"{len(index):,}",
         "Categories": f"{len(facets.categories):,}",
         "Attributes": f"{len(facets.attributes):,}",
-        "Model": Path(manifest["model"]).name or "not named",
+        "Model": model_label(manifest["model"]),
         "Fingerprint": manifest["fingerprint"][:SHOWN_FINGERPRINT],
         "Vectors": f"{manifest['dimension']} numbers",
         "Search": search,

@@ -104,8 +104,9 @@ def build_search_tab(catalogue: LiveCatalogue, limits: Mapping[str, Any]) -> Sea
     """
     with gr.Row(elem_classes="m2-ask"):
         text = gr.Textbox(
-            label="Words", placeholder="red running shoes", show_label=False, max_lines=1, scale=6, min_width=200,
-            autofocus=True, elem_id="words", html_attributes=gr.InputHTMLAttributes(enterkeyhint="search"),
+            label="Words", placeholder="red running shoes", show_label=False, container=False, max_lines=1, scale=6,
+            min_width=200, autofocus=True, elem_id="words",
+            html_attributes=gr.InputHTMLAttributes(enterkeyhint="search"),
         )  # fmt: skip
         go = gr.Button("Search", variant="primary", scale=1, min_width=110, elem_id="go")
     with gr.Row(elem_classes="m2-columns"):
@@ -115,8 +116,8 @@ def build_search_tab(catalogue: LiveCatalogue, limits: Mapping[str, Any]) -> Sea
                 image_mode=None, elem_id="picture", buttons=[], alt_text="the picture to search for",
             )  # fmt: skip
             balance = gr.Slider(
-                0, 1, 0.5, step=0.05, label="Balance of words and picture", elem_id="balance",
-                info="0: the words alone, 1: the picture alone",
+                0, 1, 0.5, step=0.05, label="Balance", elem_id="balance",
+                info="With both: 0 words, 1 picture",
             )  # fmt: skip
             with gr.Accordion("Filters and options", open=False, elem_id="filters") as filters:
                 category = gr.Dropdown([], value=None, label="Category", elem_id="category")

@@ -153,7 +153,7 @@ def _wire(
     gr.context.Context.root_block.load(opened, width, page, js="() => [window.innerWidth]", **QUIET)
     raw = {"api_visibility": "private", "preprocess": False, **limits}
     search.results.explain(explain, search.form(), [tabs, *understand.product()], show_progress="hidden", **raw).then(
-        explained_now, understand.product(), understand.shown(), **raw
+        explained_now, understand.product(), understand.shown(), scroll_to_output=True, **raw
     )
     understand.duplicates.similar(
         similar, search.form(), [tabs, search.results, search.like], show_progress="hidden", **raw
