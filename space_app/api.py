@@ -281,6 +281,7 @@ def _plainly(action: Callable[..., Any]) -> Callable[..., Any]:
         except (ValueError, TypeError, PermissionError, FileNotFoundError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
+    told.__signature__ = inspect.signature(action, eval_str=True)  # Gradio reads the types of answers from it
     return told
 
 
