@@ -228,7 +228,7 @@ def add_endpoints(catalogue: LiveCatalogue, token: str | None, limits: Mapping[s
         manifest = index.manifest
         return {
             "products": len(index),
-            "model": manifest["model"],
+            "model": catalogue.model,
             "models": catalogue.models,
             "fingerprint": manifest["fingerprint"],
             "dimension": manifest["dimension"],
@@ -241,7 +241,7 @@ def add_endpoints(catalogue: LiveCatalogue, token: str | None, limits: Mapping[s
     ) -> dict[str, Any]:
         """Add the products of a file or of a data set on the Hub; replace_all deletes those that it lacks.
 
-        Waits until it is done, or with wait=false answers at once: then `status` tells.
+        Waits until it is done, or with wait=false answers at once: then status and catalogue_errors tell.
         """
         job = catalogue.start_add(source_of(file, hub_id), bool(replace_all))
         return _followed(job, wait)
@@ -256,6 +256,10 @@ def add_endpoints(catalogue: LiveCatalogue, token: str | None, limits: Mapping[s
         """Encode the catalogue with another of the allowed models; the old one answers until all is done."""
         return _followed(catalogue.start_swap(str(model)), wait)
 
+    def catalogue_errors(token: str) -> list[RowProblem]:
+        """What was wrong with rows of the last catalogue that was added."""
+        return [] if catalogue.job is None else list(map(_problem, catalogue.job.errors))
+
     def catalogue_cancel(token: str) -> str:
         """Cancel the change that is under way."""
         return cancel_job(catalogue)
@@ -266,7 +270,7 @@ def add_endpoints(catalogue: LiveCatalogue, token: str | None, limits: Mapping[s
         gr.api(_plainly(action), api_name=action.__name__, concurrency_limit=1, concurrency_id="measure")
     for action in (filter_choices, status):
         gr.api(_plainly(action), api_name=action.__name__, concurrency_limit=4)
-    for action in (catalogue_add, catalogue_delete, catalogue_swap_model, catalogue_cancel):
+    for action in (catalogue_add, catalogue_delete, catalogue_swap_model, catalogue_errors, catalogue_cancel):
         limit = {"concurrency_limit": 4, "concurrency_id": "admin"}
         gr.api(_plainly(_for_administrators(action, token)), api_name=action.__name__, **limit)
 
@@ -325,7 +329,7 @@ def _followed(job: Job, wait: bool) -> dict[str, Any]:
         job.wait()
         if job.state == "failed":
             raise ValueError(job.message)
-    return _told(job)
+    return _told(job) | {"errors": list(map(_problem, job.errors))}
 
 
 def _told(job: Job) -> dict[str, Any]:
@@ -338,7 +342,6 @@ def _told(job: Job) -> dict[str, Any]:
         "total": job.total,
         "message": job.message,
         **counts,
-        "errors": [_problem(error) for error in job.errors],
     }
 
 

@@ -63,8 +63,8 @@ def build_catalogue_tab(catalogue: LiveCatalogue, token: str | None) -> gr.HTML:
             )  # fmt: skip
             delete = gr.Button("Delete", elem_id="delete")
             model = gr.Dropdown(
-                [(model_label(name), name) for name in catalogue.models], label="Model", elem_id="model",
-                value=catalogue.now.index.manifest["model"],
+                catalogue.models, label="Model", elem_id="model",
+                value=catalogue.model,
                 info="The old index answers until the new one is complete",
             )  # fmt: skip
             swap = gr.Button("Encode again with this model", elem_id="swap")
@@ -128,11 +128,6 @@ def source_of(upload: Mapping[str, Any] | None, name: str | None) -> str | Path:
     return uploaded_file(upload)
 
 
-def model_label(model: str) -> str:
-    """A model as it is shown: the name of its folder, which nobody need know the place of, or its Hub id."""
-    return Path(model).name if Path(model).is_absolute() else model or "not named"
-
-
 def cancel_job(catalogue: LiveCatalogue) -> str:
     """Cancel the change that is under way; what there is to say.
 
@@ -167,7 +162,7 @@ def state_html(catalogue: LiveCatalogue) -> str:
         "Products": f"{len(index):,}",
         "Categories": f"{len(facets.categories):,}",
         "Attributes": f"{len(facets.attributes):,}",
-        "Model": model_label(manifest["model"]),
+        "Model": catalogue.model or "not named",
         "Fingerprint": manifest["fingerprint"][:SHOWN_FINGERPRINT],
         "Vectors": f"{manifest['dimension']} numbers",
         "Search": search,

@@ -102,6 +102,9 @@ class LiveCatalogue:
         index: that answers, with a `SharedEncoder`.
         models: folders or Hub ids of the encoders that may take over.
 
+    Raises:
+        ValueError: two of the models have one name.
+
     Example:
         >>> catalogue = LiveCatalogue.open(CatalogueFolder(data_folder()), "moon2-mini")
         >>> job = catalogue.start_add("shop.csv")
@@ -111,7 +114,10 @@ class LiveCatalogue:
 
     def __init__(self, folder: CatalogueFolder, index: CatalogueIndex, models: Sequence[str] = ()) -> None:
         self.folder = folder
-        self.models = list(dict.fromkeys([index.manifest["model"], *models]))
+        self._models: dict[str, str] = {}  # name -> folder or Hub id
+        for place in dict.fromkeys(map(_place, [index.manifest["model"], *models])):
+            if self._models.setdefault(model_name(place), place) != place:
+                raise ValueError(f"two models are called {model_name(place)!r}; rename the folder of one")
         self.job: Job | None = None
         self._now = Answering.of(index)
         self._derived: _Derived | None = None
@@ -130,15 +136,25 @@ class LiveCatalogue:
         Raises:
             FileNotFoundError: no such model.
         """
-        name = folder.model() or model
-        encoder = SharedEncoder(Encoder(*load_encoder(name)))
-        index = folder.open_or_create(encoder, name, fingerprint_of(encoder))
+        place = _place(folder.model() or model)
+        encoder = SharedEncoder(Encoder(*load_encoder(place)))
+        index = folder.open_or_create(encoder, place, fingerprint_of(encoder))
         return cls(folder, index, [model, *models])
 
     @property
     def now(self) -> Answering:
         """What answers now; take it once for each answer."""
         return self._now
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the encoders that may answer: ids on the Hub, or names of folders, nobody need know where."""
+        return list(self._models)
+
+    @property
+    def model(self) -> str:
+        """Name of the encoder that answers."""
+        return model_name(self._now.index.manifest["model"])
 
     def labels(self) -> CatalogueLabels:
         """The category paths and attribute values that the catalogue knows."""
@@ -211,15 +227,16 @@ class LiveCatalogue:
         Raises:
             ValueError: it is none of them, it answers already, or another change is under way.
         """
-        if model not in self.models:  # its code would be run
-            raise ValueError(f"model {model[:200]!r} is not allowed here; choose one of {', '.join(self.models)}")
-        if model == self._now.index.manifest["model"]:
+        if model not in self._models:  # its code would be run
+            raise ValueError(f"model {model[:200]!r} is not allowed here; choose one of {', '.join(self._models)}")
+        if model == self.model:
             raise ValueError(f"model {model!r} answers already; choose another one")
+        place = self._models[model]
 
         def swap(job: Job) -> None:
-            encoder = SharedEncoder(Encoder(*load_encoder(model)))
+            encoder = SharedEncoder(Encoder(*load_encoder(place)))
             index = self.folder.reindex(
-                self._now.index, encoder, model, fingerprint_of(encoder), job.moved, job._cancelled
+                self._now.index, encoder, place, fingerprint_of(encoder), job.moved, job._cancelled
             )
             if index is None:
                 job.state, job.message = "cancelled", "the model stays; the next swap to this one goes on from here"
@@ -264,3 +281,12 @@ class LiveCatalogue:
             average = vectors.mean(0) if len(vectors) else np.zeros(index.manifest["dimension"], dtype=np.float32)
             self._derived = _Derived(index, version, labels, average)
             return self._derived
+
+
+def model_name(model: str) -> str:
+    """What a model is called: its id on the Hub, or the name of its folder."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def _place(model: str) -> str:
+    return str(Path(model).resolve()) if Path(model).is_dir() else model

@@ -81,7 +81,7 @@ class SearchTab:
     k: gr.Slider
     hybrid: gr.Checkbox
     filters: gr.Accordion
-    like: gr.State
+    like: gr.Textbox
     results: gr.HTML
 
     def form(self) -> list[Any]:
@@ -133,15 +133,15 @@ def build_search_tab(catalogue: LiveCatalogue, limits: Mapping[str, Any]) -> Sea
             clear = gr.Button("Clear", size="sm", elem_id="clear")
         with gr.Column(scale=4, min_width=320):
             results = gr.HTML(welcome(0, [], []), js_on_load=ACTIONS, elem_id="results", apply_default_css=False)
-    like = gr.State(None)
+    like = gr.Textbox(visible="hidden", elem_id="like")  # the product that others shall be like
     tab = SearchTab(text, image, balance, category, colours, attributes, k, hybrid, filters, like, results)
 
-    def search(*values: Any) -> tuple[str, None]:
-        return found(catalogue, Form(*values)), None
+    def search(*values: Any) -> tuple[str, str]:
+        return found(catalogue, Form(*values)), ""
 
-    def ask(event: gr.EventData, *values: Any) -> tuple[str, str, None]:
+    def ask(event: gr.EventData, *values: Any) -> tuple[str, str, str]:
         form = Form(*values)._replace(text=str(event.value), image=None)
-        return form.text, found(catalogue, form), None
+        return form.text, found(catalogue, form), ""
 
     def similar(event: gr.EventData, *values: Any) -> tuple[str, str]:
         return found_like(catalogue, str(event.value), Form(*values)), str(event.value)
@@ -149,7 +149,7 @@ def build_search_tab(catalogue: LiveCatalogue, limits: Mapping[str, Any]) -> Sea
     def cleared() -> list[Any]:
         form = Form()
         empty = [form.text, None, form.balance, None, [], [], form.k, form.hybrid]
-        return [*empty, start(catalogue), None]
+        return [*empty, start(catalogue), ""]
 
     options = {"api_visibility": "private", "preprocess": False, "trigger_mode": "always_last", **limits}
     share = {"fn": None, "inputs": tab.shared(), "js": SHARE}
@@ -192,7 +192,7 @@ def arrive(catalogue: LiveCatalogue, tab: SearchTab, query: str, width: float) -
         tab.k: form.k,
         tab.hybrid: form.hybrid,
         tab.filters: gr.Accordion(open=width >= WIDE or is_filtered),
-        tab.like: like,
+        tab.like: like or "",
     }
     if like:
         updates[tab.results] = found_like(catalogue, like, form)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,12 @@ def launch_space(
 
     Returns:
         (app, address).
+
+    Raises:
+        ImportError: there shall be an MCP server, and its package is not installed.
     """
+    if options.mcp_server and find_spec("mcp") is None:
+        raise ImportError("mcp_server needs a package more; pip install 'gradio[mcp]'")
     os.environ.setdefault("GRADIO_TEMP_DIR", str(data_folder(options.data_dir).resolve() / "served"))
     space = build_space(catalogue or open_catalogue(options), options)
     in_a_space = "SPACE_ID" in os.environ
