@@ -198,7 +198,7 @@ def _errors_table(errors: Sequence[RowError]) -> str:
     more = f"<p>… and {len(errors) - SHOWN_ERRORS:,} more in the CSV.</p>" if len(errors) > SHOWN_ERRORS else ""
     return (
         f'<section class="m2-panel"><h3>{dropped:,} rows left out, {len(errors) - dropped:,} with a loss</h3>'
-        '<div class="m2-table"><table><thead><tr><th>Row</th><th>Product</th><th>What is wrong</th><th>Product</th>'
+        '<div class="m2-table"><table><thead><tr><th>Row</th><th>Product</th><th>What is wrong</th><th>Outcome</th>'
         f"</tr></thead><tbody>{rows}</tbody></table></div>{more}</section>"
     )
 

@@ -234,6 +234,7 @@ class LiveCatalogue:
         place = self._models[model]
 
         def swap(job: Job) -> None:
+            job.moved(0, len(self._now.index))
             encoder = SharedEncoder(Encoder(*load_encoder(place)))
             index = self.folder.reindex(
                 self._now.index, encoder, place, fingerprint_of(encoder), job.moved, job._cancelled

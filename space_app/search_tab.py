@@ -122,9 +122,7 @@ def build_search_tab(catalogue: LiveCatalogue, limits: Mapping[str, Any]) -> Sea
             with gr.Accordion("Filters and options", open=False, elem_id="filters") as filters:
                 category = gr.Dropdown([], value=None, label="Category", elem_id="category")
                 colours = gr.Dropdown([], value=[], multiselect=True, label="Colour", elem_id="colour")
-                attributes = gr.Dropdown(
-                    [], value=[], multiselect=True, label="Other attributes", elem_id="attributes"
-                )
+                attributes = gr.Dropdown([], value=[], multiselect=True, label="Attributes", elem_id="attributes")
                 k = gr.Slider(1, MAX_SHOWN, K, step=1, label="Products", elem_id="k")
                 hybrid = gr.Checkbox(
                     True, label="Hybrid", elem_id="hybrid",
