@@ -14,6 +14,8 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from modeling_moon2.processing_moon2 import load_image
+
 from .access import TokenForAgents
 from .api import add_endpoints
 from .balance_tab import build_balance_tab
@@ -21,10 +23,11 @@ from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
 from .catalogue_source import Limits
 from .catalogue_tab import build_catalogue_tab, state_html
 from .live_catalogue import LiveCatalogue
+from .search import SearchQuery
 from .search_tab import SHARE, Form, SearchTab, arrive, build_search_tab, found_like
 from .theme import STYLE_SHEET, moon_theme
 from .understand_tab import Product, UnderstandTab, build_understand_tab, explained, product_of_catalogue
-from .uploads import MAX_PICTURE
+from .uploads import MAX_PICTURE, uploaded_picture
 
 BUNDLED_MODEL = Path(__file__).with_name("moon2-mini")
 MAX_UPLOAD = Limits().file_bytes
@@ -140,8 +143,13 @@ def _wire(
 
     def explain(event: gr.EventData, *values: Any) -> list[Any]:
         form, product_id = Form(*values), str(event.value)
-        title, picture = product_of_catalogue(catalogue, product_id)
-        return [gr.Tabs(selected="understand"), title, picture, form.text, form.image, product_id]
+        try:
+            title, picture = product_of_catalogue(catalogue, product_id)
+            asked = uploaded_picture(form.image)
+            asked = asked and load_image(SearchQuery(image=asked).image)
+        except ValueError as error:
+            raise gr.Error(escape(str(error)), print_exception=False) from error  # Gradio shows it as HTML
+        return [gr.Tabs(selected="understand"), title, picture, form.text, asked, product_id]
 
     def similar(event: gr.EventData, *values: Any) -> list[Any]:
         product_id = str(event.value)

@@ -20,6 +20,8 @@ FOLDERS = {
     "moon2_training": "training",
     "moon2_space": "space_app",
 }
+# On Hugging Face it stands alone, beside an installed moon2, so it calls its own package by name.
+ENTRIES = {ROOT / "space_app/app.py": {"moon2_space"}}
 MAY_IMPORT = {
     "modeling_moon2": set(),
     "moon2_dataset": set(),
@@ -128,7 +130,7 @@ def test_imports_between_packages_go_one_way(package):
     sources = [ROOT / FOLDERS[package] / path for path in package_files(package) if path.suffix == ".py"]
     assert sources
     for path in sources:
-        assert absolute_imports(path) & ours <= MAY_IMPORT[package], path
+        assert absolute_imports(path) & ours <= MAY_IMPORT[package] | ENTRIES.get(path, set()), path
 
 
 def test_model_files_import_only_what_stands_beside_transformers():

@@ -185,6 +185,16 @@ def test_why_this(open_page, drawn_products, artifacts):
     page.screenshot(path=artifacts / "understand.png", full_page=True)
 
 
+def test_why_this_after_a_search_by_picture(open_page, drawn_products):
+    page = open_page()
+    upload(page, "#picture", jpeg(drawn_products[8]))
+    page.wait_for_selector("#results .m2-header")
+    page.locator("#results button[data-action=explain]").first.click()
+    page.wait_for_selector("#match img.m2-map")
+    assert "match with the picture" in page.locator("#match h3").first.text_content()
+    page.locator("#duplicates button[data-action=similar], #duplicates .m2-message").first.wait_for()
+
+
 def test_balance(open_page, artifacts):
     page = open_page()
     page.get_by_role("tab", name="Balance").click()
