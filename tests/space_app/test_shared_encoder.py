@@ -59,6 +59,35 @@ def test_a_search_comes_in_between_the_turns_of_a_catalogue(monkeypatch):
     assert 0 < seen < turns.count("product")  # neither first nor after everything
 
 
+def test_queries_that_wait_are_encoded_together(tiny, items, monkeypatch):
+    shared, calls, go_on = SharedEncoder(Encoder(*tiny)), [], threading.Event()
+    real = Encoder.encode
+
+    def counted(encoder, together, view, progress):
+        calls.append(len(together))
+        return real(encoder, together, view, progress)
+
+    expected = shared.encode(items[:9], "text")
+    monkeypatch.setattr(shared_encoder.Encoder, "encode", counted)
+    shared._worker.submit(go_on.wait, 30)  # somebody is at work
+    bad = {"text": None, "images": items[1]["images"]}
+    with ThreadPoolExecutor(12) as pool:
+        answers = [pool.submit(shared.encode, [item], "text") for item in items[:9]]
+        while len(shared._waiting) < 9:
+            time.sleep(0.001)
+        go_on.set()
+        np.testing.assert_allclose(np.concatenate([answer.result() for answer in answers]), expected, atol=1e-5)
+        assert calls == [9]
+        go_on.clear()
+        shared._worker.submit(go_on.wait, 30)
+        answers = [pool.submit(shared.encode, [item], "text") for item in (*items[:3], bad)]
+        while len(shared._waiting) < 4:
+            time.sleep(0.001)
+        go_on.set()
+        wrong = [answer.exception(30) for answer in answers]
+    assert wrong[:3] == [None] * 3 and "has no text" in str(wrong[3])  # one bad query spoils no other
+
+
 def test_errors_count_items_over_all_turns(tiny):
     items = [{"text": "mug", "images": []}] * 20 + [{"text": None, "images": []}]
     with pytest.raises(ValueError, match="item 20 has neither text nor image"):
