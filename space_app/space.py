@@ -44,6 +44,7 @@ MOON = (
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 MIN_TOKEN = 12  # characters
 WAITING_USERS = 256  # beyond them the queue says that it is full
+EVENTS_TO_SUM_UP = "1000"  # for Gradio's own statistics, which else cost more after every event than a search
 AT_ONCE = 8  # searches that run at once; the encoder takes them in turn
 
 
@@ -110,6 +111,7 @@ def build_space(catalogue: LiveCatalogue, options: SpaceOptions) -> gr.Blocks:
         catalogue: what is searched.
         options: how it is served.
     """
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", EVENTS_TO_SUM_UP)
     with gr.Blocks(title=options.title, analytics_enabled=False, delete_cache=(600, 3600)) as space:
         gr.HTML(_head(options.title, catalogue), js_on_load=TOGGLE_DARK, apply_default_css=False)
         searching = {"concurrency_limit": AT_ONCE, "concurrency_id": "search"}
