@@ -208,6 +208,7 @@ def launch_space(
         max_file_size=MAX_UPLOAD if options.admin_token else MAX_PICTURE,
     )
     if block:
+        print(f"{options.title}: {url}", flush=True)
         space.block_thread()
     return app, url
 
