@@ -3,11 +3,13 @@
 Example:
     python -m moon2_training.bundle runs/mini moon2-mini        # make it
     python -m moon2_training.bundle moon2-mini                  # after a change of the package, bring it up to date
+    python -m moon2_training.bundle moon2-mini --notes notes.md # say in its card what only you know
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,43 +18,54 @@ from pathlib import Path
 import torch
 
 import modeling_moon2
+from moon2_dataset.hub_card import base_name
 
 from .encode import load_encoder
+from .evaluate import write_json
 from .hub_folder import complete_hub_folder, read_provenance, save_hub_folder
-from .model_card import write_model_card
+from .model_card import newest_scores, write_model_card
 
-SCORES = ("results.json", "evaluation.json")  # of a run, for the card
+RESULTS = "results.json"
 CODE = "*_moon2.py"
 
 
-def make_bundle(run: str | os.PathLike, folder: str | os.PathLike, dtype: torch.dtype = torch.bfloat16) -> None:
+def make_bundle(
+    run: str | os.PathLike,
+    folder: str | os.PathLike,
+    dtype: torch.dtype = torch.bfloat16,
+    notes: str | None = None,
+) -> None:
     """Write the model of a run as a folder of its own; checkpoints, logs and optimizer states stay behind.
+
+    Its newest scores and what is told of its training go into one `results.json`, which names no folder: the times of
+    two files would not say which is the newer, once they have been copied.
 
     Args:
         run: folder of a saved model, with `results.json` or `evaluation.json` where it was scored.
         folder: to write; must be empty or absent.
         dtype: of the weights.
+        notes: see `refresh_bundle`.
 
     Raises:
         FileNotFoundError: there is no model in `run`.
         ValueError: there is something in `folder`.
     """
-    folder = Path(folder)
+    run, folder = Path(run), Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; give another folder, or no run to bring this one up to date")
     model, processor = load_encoder(run)
     save_hub_folder(folder, model.to("cpu", dtype), processor, read_provenance(run))
-    for name in SCORES:
-        if (Path(run) / name).is_file():
-            shutil.copyfile(Path(run) / name, folder / name)
-    refresh_bundle(folder)
+    if results := _results(run):
+        write_json(results, folder / RESULTS)
+    refresh_bundle(folder, notes)
 
 
-def refresh_bundle(folder: str | os.PathLike) -> None:
+def refresh_bundle(folder: str | os.PathLike, notes: str | None = None) -> None:
     """Bring a folder's code, card and metadata up to date with the package; its weights are not touched.
 
     Args:
         folder: as `make_bundle` wrote it.
+        notes: Markdown for the card, such as where the training data are from; None leaves those that are there.
 
     Raises:
         FileNotFoundError: there is no model in it.
@@ -64,8 +77,23 @@ def refresh_bundle(folder: str | os.PathLike) -> None:
     for source in Path(modeling_moon2.__file__).parent.glob(CODE):
         shutil.copyfile(source, folder / source.name)
     width = modeling_moon2.Moon2Config.from_pretrained(folder).get_text_config().hidden_size
-    complete_hub_folder(folder, width, read_provenance(folder))
+    provenance = read_provenance(folder)
+    if notes is not None:
+        provenance["notes"] = notes.strip()
+    complete_hub_folder(folder, width, provenance)
     write_model_card(folder)
+
+
+def _results(run: Path) -> dict:
+    """The newest scores of a run, with names for files in place of paths, and its training."""
+    results = dict(newest_scores(run))
+    results.pop("model", None)
+    for table in {"products", "queries"} & results.keys():
+        paths = results[table]
+        results[table] = base_name(paths) if isinstance(paths, str) else [base_name(path) for path in paths]
+    file = run / RESULTS
+    training = json.loads(file.read_text(encoding="utf-8")).get("training") if file.is_file() else None
+    return results | ({"training": training} if training else {})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,11 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("run", nargs="?", type=Path, help="folder of a trained model; none to bring FOLDER up to date")
     parser.add_argument("folder", type=Path, help="folder to write")
+    parser.add_argument("--notes", type=Path, help='Markdown file that the card shows under "How it was made"')
     arguments = parser.parse_args(argv)
+    notes = None if arguments.notes is None else arguments.notes.read_text(encoding="utf-8")
     if arguments.run is None:
-        refresh_bundle(arguments.folder)
+        refresh_bundle(arguments.folder, notes)
     else:
-        make_bundle(arguments.run, arguments.folder)
+        make_bundle(arguments.run, arguments.folder, notes=notes)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def model_card(folder: Path, model_id: str | None = None) -> ModelCard:
     model_id = without_path(model_id or folder.resolve().name)
     provenance = _read(folder / PROVENANCE)
     training = _read(folder / "results.json").get("training")
-    scores = _scores(folder)
+    scores = newest_scores(folder)
     evaluated_on = _data_name(scores)
     config = _config(folder)
     base_model, base_license = provenance.get("base_model"), provenance.get("base_license")
@@ -95,6 +95,7 @@ def model_card(folder: Path, model_id: str | None = None) -> ModelCard:
             for group, title in TASK_GROUPS.items()
             if (tasks := scores.get(group, {}).get("tasks"))
         },
+        notes=provenance.get("notes"),
         training=training,
         arguments={
             of: markdown_table(
@@ -178,8 +179,8 @@ def _label_table(group: str, tasks: dict) -> str:
     return markdown_table(("of", "labels", "from", "products", "accuracy", "macro F1", "commonest label"), rows)
 
 
-def _scores(folder: Path) -> dict:
-    """The newer of both evaluations: after another training, the older one is of weights that are gone."""
+def newest_scores(folder: Path) -> dict:
+    """The newer of both evaluations, or {}: after another training, the older one is of weights that are gone."""
     files = [file for name in ("evaluation.json", "results.json") if (file := folder / name).is_file()]
     newest = _read(max(files, key=lambda file: file.stat().st_mtime_ns)) if files else {}
     return newest if "retrieval" in newest else {}

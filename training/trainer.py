@@ -149,6 +149,7 @@ class Moon2Trainer(Trainer):
         self.provenance = read_provenance(model.config._name_or_path) | {
             "training": changed_arguments(args, Moon2TrainingArguments())
         }
+        self.provenance.pop("notes", None)  # they speak of the weights that training starts from
         if args.teacher_features:  # a card names no folders
             self.provenance["training"]["teacher_features"] = [Path(source).name for source in args.teacher_features]
         triplets = None

@@ -1,6 +1,7 @@
 """The folder of a run to hand on: what goes into it, what stays behind, how it is brought up to date."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import modeling_moon2
 from modeling_moon2.processing_moon2 import load_image
 from moon2_dataset.demo_catalogue import render_demo_catalogue
 from moon2_training.bundle import main, make_bundle, refresh_bundle
+from moon2_training.encode import load_encoder
+from moon2_training.evaluate import evaluate
 from moon2_training.hub_folder import save_hub_folder
 from moon2_training.mini import MiniConfig, build_mini
 
@@ -66,3 +69,39 @@ def test_nothing_is_written_over(run, tmp_path):
         make_bundle(tmp_path / "run", run)
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         refresh_bundle(tmp_path)
+
+
+def test_notes_stand_in_the_card_and_outlive_a_refresh(run, tmp_path):
+    bundle, notes = tmp_path / "mini", tmp_path / "notes.md"
+    notes.write_text("Pictures: [a public set](https://example.org/set).\n", encoding="utf-8")
+    main([str(run), str(bundle), "--notes", str(notes)])
+    told = "## How it was made\n\nPictures: [a public set](https://example.org/set).\n\nArguments of the training:"
+    assert told in (bundle / "README.md").read_text()
+    main([str(bundle)])
+    assert told in (bundle / "README.md").read_text()
+    refresh_bundle(bundle, "Other words.")
+    card = (bundle / "README.md").read_text()
+    assert "## How it was made\n\nOther words.\n" in card and "a public set" not in card
+    assert json.loads((bundle / "provenance.json").read_text())["training"] == {"max_steps": 3}
+
+
+@pytest.mark.parametrize("newer", ["results", "evaluation"])
+def test_the_newest_scores_are_handed_on_whatever_becomes_of_the_times_of_files(newer, run, shop, tmp_path):
+    scores = evaluate(*load_encoder(run), shop.products, shop.queries, progress=False)
+    scored = {
+        "results": scores | {"num_queries": 111, "training": {"steps": 3, "triplets": 6, "seconds": 1.0}},
+        "evaluation": scores | {"num_queries": 222, "model": "/home/alice/run", "products": "/home/alice/held.parquet",
+                                "queries": ["/home/alice/asked.parquet"]},
+    }  # fmt: skip
+    for name, content in scored.items():
+        (run / f"{name}.json").write_text(json.dumps(content))
+        os.utime(run / f"{name}.json", (2, 2) if name == newer else (1, 1))
+    bundle = tmp_path / "mini"
+    make_bundle(run, bundle)
+    assert not (bundle / "evaluation.json").exists() and "alice" not in (bundle / "results.json").read_text()
+    card = (bundle / "README.md").read_text()
+    assert f": {scored[newer]['num_queries']} queries," in card and "3 steps, 6 triplets, 1 s." in card
+    assert ("Scored on held and asked:" in card) == (newer == "evaluation")
+    os.utime(bundle / "results.json", (1, 1))
+    refresh_bundle(bundle)
+    assert (bundle / "README.md").read_text() == card

@@ -340,6 +340,14 @@ def test_distillation_is_part_of_the_loss_and_logged(fresh, shop, teacher, tmp_p
     assert trainers[1].provenance["training"]["teacher_features"] == ["teacher.parquet"]
 
 
+def test_notes_on_the_weights_that_training_starts_from_are_left_behind(fresh, shop, tmp_path):
+    model = copy.deepcopy(fresh[0])
+    model.config._name_or_path = str(tmp_path)
+    (tmp_path / "provenance.json").write_text('{"base_model": "shop/base", "notes": "For demonstration."}')
+    trainer = Moon2Trainer(model, arguments(tmp_path), shop, processing_class=fresh[1])
+    assert trainer.provenance["base_model"] == "shop/base" and "notes" not in trainer.provenance
+
+
 def test_cached_distillation_has_the_gradient_of_the_whole_batch(fresh, shop, teacher, tmp_path):
     gradients = []
     for changes in ({}, {"cached_chunk_size": 4}):
