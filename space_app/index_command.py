@@ -21,6 +21,7 @@ from .index_manifest import OtherEncoderError
 from .product_table import ProductTable
 
 SHOWN_ERRORS = 10
+BUNDLED_MODEL = Path(__file__).with_name("moon2-mini")  # comes with the package
 
 
 @dataclass
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.delete:
         print(f"{index.delete(arguments.delete):,} products deleted")
     if arguments.catalogue:
-        _add(arguments, folder, index)
+        add_catalogue(arguments, folder, index)
     print(f"{len(index):,} products in {index.folder} ({time.perf_counter() - begin:.0f} s){_told_ann(index)}")
 
 
@@ -142,7 +143,15 @@ class Bar:
         self._bar.update(done - self._bar.n)
 
 
-def _add(arguments: IndexArguments, folder: CatalogueFolder, index: CatalogueIndex) -> None:
+def add_catalogue(arguments: IndexArguments, folder: CatalogueFolder, index: CatalogueIndex) -> set[str]:
+    """Add the catalogue of `arguments` to an index, and say what became of its rows.
+
+    Returns:
+        The ids of all its rows that can be read.
+
+    Raises:
+        FileNotFoundError, ValueError: it is no catalogue; see `CatalogueSource`.
+    """
     given = parse_columns("columns", arguments.columns)
     root = arguments.image_root and Path(arguments.image_root)
     limits = Limits(rows=arguments.max_rows)
@@ -160,6 +169,7 @@ def _add(arguments: IndexArguments, folder: CatalogueFolder, index: CatalogueInd
     if arguments.prune:
         kept = there | {error.product_id for error in errors}  # a row that cannot be read now is no reason to delete
         print(f"{index.delete(set(index.ids()) - kept):,} products deleted that the catalogue no longer has")
+    return there
 
 
 def _noting_ids(products: Iterable[Mapping[str, Any]], ids: set[str]) -> Iterator[Mapping[str, Any]]:

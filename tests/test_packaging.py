@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+MINI = "space_app/moon2-mini"
 FOLDERS = {
     "modeling_moon2": "modeling_moon2",
     "moon2_dataset": "dataset_card",
@@ -99,6 +100,17 @@ def test_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel):
     assert held == expected
     assert {f"{package}/{name}" for package in FOLDERS for name in ("__init__.py", "py.typed")} <= held
     assert "moon2_training/recipes/mini.yaml" in held
+
+
+@pytest.mark.skipif(not (ROOT / MINI).is_dir(), reason=f"{MINI} is not there: its weights come with it")
+def test_wheel_carries_an_encoder_that_loads(unpacked, run_unpacked):
+    assert (unpacked / "moon2_space/moon2-mini/1_Pooling/config.json").is_file()
+    code = (
+        "from importlib.resources import files; from moon2_training.encode import Encoder, load_encoder\n"
+        "encoder = Encoder(*load_encoder(files('moon2_space') / 'moon2-mini'))\n"
+        "print(encoder.encode([{'text': 'red mug', 'images': []}], progress=False).shape)"
+    )
+    assert run_unpacked("-c", code).startswith("(1, ")
 
 
 def test_wheel_names_the_command_and_the_licence(unpacked):
