@@ -35,7 +35,7 @@ VERBS = {
         "moon2_space.index_command:main", "put a catalogue into an index on disk, or bring it up to date", "space"
     ),
     "search": Verb("moon2_space.search_command:main", "search an index by words, by a picture, or by both", "space"),
-    "demo": Verb("moon2_space.demo:main", "train a small encoder on a made-up catalogue and search it"),
+    "demo": Verb("moon2_space.demo:main", "index a drawn shop or your products, search them, open the Space", "space"),
 }
 
 

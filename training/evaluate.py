@@ -209,6 +209,16 @@ def _evaluate_tasks(
 
 def format_table(results: dict) -> str:
     """Write the result of `evaluate` as plain-text tables of at most 100 columns; all scores in percent."""
+    lines = [format_retrieval(results), *_slice_lines(results["retrieval"])]
+    for title, group in (("Product classification", "classification"), ("Attribute prediction", "attributes")):
+        lines += ["", *_task_lines(title, results[group])]
+    speed, seconds = results["items_per_second"], results["seconds"]
+    lines += ["", f"{speed:.1f} items/s on {results['device']}, {seconds:.1f} s in all"]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def format_retrieval(results: dict) -> str:
+    """Write the five directions of a result of `evaluate` as a plain-text table; all scores in percent."""
     lines = [
         f"Retrieval: {results['num_queries']:,} queries, {results['num_products']:,} products, "
         "R@10 with its 95 % interval, by chance and at best",
@@ -228,11 +238,6 @@ def format_table(results: dict) -> str:
         )
     mean = results["mean_recall@10"]
     lines.append(f"{'mean':27}{'':16}{'–' if mean is None else f'{100 * mean:.1f}':>8}")
-    lines += _slice_lines(results["retrieval"])
-    for title, group in (("Product classification", "classification"), ("Attribute prediction", "attributes")):
-        lines += ["", *_task_lines(title, results[group])]
-    speed, seconds = results["items_per_second"], results["seconds"]
-    lines += ["", f"{speed:.1f} items/s on {results['device']}, {seconds:.1f} s in all"]
     return "\n".join(line.rstrip() for line in lines)
 
 
