@@ -196,11 +196,13 @@ def format_searches(searches: Sequence[Search]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `moon2 demo`."""
     begin = time.perf_counter()
-    parser = TrlParser(DemoArguments, prog="moon2 demo", description="Index a shop, judge, search and show it.")
+    parser = TrlParser(
+        DemoArguments, prog="moon2 demo", description="Index a shop, score and search it, open the Space."
+    )
     (arguments,) = parser.parse_args_and_config(argv)
     folder = CatalogueFolder(data_folder(arguments.data_dir))
     _index_and_search(arguments, folder)
-    print(f"{time.perf_counter() - begin:.0f} s in all", flush=True)
+    print(f"{time.perf_counter() - begin:.0f} s, imports aside", flush=True)
     if arguments.space:
         _open_space(folder)
 
