@@ -226,7 +226,7 @@ def _index_and_search(arguments: DemoArguments, folder: CatalogueFolder) -> None
 def _draw_shop(arguments: DemoArguments, folder: CatalogueFolder) -> tuple[CatalogueIndex, list[Example]]:
     """Index the drawn shop, and nothing but it, and score the encoder on its queries."""
     current = folder.current()
-    own = 0 if current is None else sum(not DRAWN.fullmatch(name) for name in ProductTable(current).ids())
+    own = 0 if current is None else sum(not DRAWN.fullmatch(product_id) for product_id in ProductTable(current).ids())
     if own:
         raise ValueError(
             f"{folder.folder}: the index there has {own:,} products that the demo has not drawn, and keeps them; give "
@@ -251,9 +251,11 @@ def _read_shop(arguments: DemoArguments, folder: CatalogueFolder) -> tuple[Catal
     model = arguments.model or folder.model() or str(BUNDLED_MODEL)
     index = open_with_model(folder, model, arguments.reindex)
     read = add_catalogue(given, folder, index)
-    index.delete({name for name in index.ids() if DRAWN.fullmatch(name)} - read)
-    if not len(index):
+    there = set(index.ids())
+    if not there & read:
         raise ValueError(f"{arguments.catalogue}: no product could be read; see above")
+    index.delete({product_id for product_id in there - read if DRAWN.fullmatch(product_id)})
+    (folder.folder / SCORES).unlink(missing_ok=True)  # of a drawn shop
     print(
         "\nNo scores: they need queries whose product is known, which `moon2 build-dataset` makes of a log and "
         "`moon2 evaluate` takes"

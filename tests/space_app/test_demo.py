@@ -103,7 +103,7 @@ def test_own_products_take_the_place_of_the_drawn_ones(run, data, catalogue):
     assert "6 added, 0 replaced" in printed and "1 rows left out" in printed and "no product id" in printed
     assert "No scores: they need queries" in printed and "t→mm" not in printed
     assert printed.count("a photo:\n") == 4 and "Nordvik blue mug number" in printed
-    assert sorted(there(data).ids()) == list("012345")
+    assert sorted(there(data).ids()) == list("012345") and not (data / "evaluation.json").exists()
     assert Image.open(data / "searches.png").width > 600
 
 
@@ -128,10 +128,12 @@ def test_columns_that_are_guessed_wrong_can_be_named(run, data, tmp_path):
     assert {row["title"] for row in there(data).products(["1", "2"]).values()} == {"Red mug", "Tea pot"}
 
 
-def test_a_catalogue_without_a_product_is_refused(run, tmp_path):
+def test_a_catalogue_without_a_product_is_refused_and_changes_nothing(run, data, tmp_path):
+    run()
     (tmp_path / "empty.csv").write_text("id,title\n1,\n")
     with pytest.raises(ValueError, match=r"empty\.csv: no product could be read"):
         run("--catalogue", tmp_path / "empty.csv")
+    assert len(there(data)) == 24 and (data / "evaluation.json").exists()
 
 
 def test_scores_of_an_index_are_those_of_its_encoder(index, tiny, drawn):
