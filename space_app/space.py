@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -22,6 +21,7 @@ from .balance_tab import build_balance_tab
 from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
 from .catalogue_source import Limits
 from .catalogue_tab import build_catalogue_tab, state_html
+from .index_command import BUNDLED_MODEL
 from .live_catalogue import LiveCatalogue
 from .search import SearchQuery
 from .search_tab import SHARE, Form, SearchTab, arrive, build_search_tab, found_like
@@ -29,7 +29,6 @@ from .theme import STYLE_SHEET, moon_theme
 from .understand_tab import Product, UnderstandTab, build_understand_tab, explained, product_of_catalogue
 from .uploads import MAX_PICTURE, uploaded_picture
 
-BUNDLED_MODEL = Path(__file__).with_name("moon2-mini")
 MAX_UPLOAD = Limits().file_bytes
 TOGGLE_DARK = """
 element.addEventListener('click', (event) => {

@@ -92,9 +92,7 @@ class PeerEncoder(ABC):
                 whole[rows] = part
         return views
 
-    def _batches(
-        self, items: Sequence[dict[str, Any]], view: str, progress: bool
-    ) -> Iterator[tuple[range, Views]]:
+    def _batches(self, items: Sequence[dict[str, Any]], view: str, progress: bool) -> Iterator[tuple[range, Views]]:
         query = isinstance(items, QueryItems)
         with tqdm(total=len(items), unit="item", disable=not progress) as bar:
             for start in range(0, len(items), self.batch_size):
