@@ -201,6 +201,12 @@ def arrive(catalogue: LiveCatalogue, tab: SearchTab, query: str, width: float) -
     return updates
 
 
+def fresh_choices(catalogue: LiveCatalogue) -> list[gr.Dropdown]:
+    """The choices of the three filters, for a catalogue that may have changed since the page was opened."""
+    kinds = filter_choices(catalogue.now.index.facets())
+    return [gr.Dropdown(choices=kind, visible=number == 0 or bool(kind)) for number, kind in enumerate(kinds)]
+
+
 def found(catalogue: LiveCatalogue, form: Form) -> str:
     """What the form finds, as HTML; what is wrong with it, too."""
     try:

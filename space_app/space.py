@@ -24,7 +24,7 @@ from .catalogue_tab import build_catalogue_tab, state_html
 from .index_command import BUNDLED_MODEL
 from .live_catalogue import LiveCatalogue
 from .search import SearchQuery
-from .search_tab import SHARE, Form, SearchTab, arrive, build_search_tab, found_like
+from .search_tab import SHARE, Form, SearchTab, arrive, build_search_tab, found_like, fresh_choices
 from .theme import STYLE_SHEET, moon_theme
 from .understand_tab import Product, UnderstandTab, build_understand_tab, explained, product_of_catalogue
 from .uploads import MAX_PICTURE, uploaded_picture
@@ -112,10 +112,10 @@ def build_space(catalogue: LiveCatalogue, options: SpaceOptions) -> gr.Blocks:
     """
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", EVENTS_TO_SUM_UP)
     with gr.Blocks(title=options.title, analytics_enabled=False, delete_cache=(600, 3600)) as space:
-        gr.HTML(_head(options.title, catalogue), js_on_load=TOGGLE_DARK, apply_default_css=False)
+        gr.HTML(_head(options.title), js_on_load=TOGGLE_DARK, apply_default_css=False)
         searching = {"concurrency_limit": AT_ONCE, "concurrency_id": "search"}
         with gr.Tabs() as tabs:
-            with gr.Tab("Search", id="search"):
+            with gr.Tab("Search", id="search") as first_tab:
                 search = build_search_tab(catalogue, searching)
             with gr.Tab("Understand", id="understand"):
                 understand = build_understand_tab(catalogue, searching)
@@ -123,13 +123,16 @@ def build_space(catalogue: LiveCatalogue, options: SpaceOptions) -> gr.Blocks:
                 build_balance_tab(catalogue, {"concurrency_limit": 1, "concurrency_id": "measure"})
             with gr.Tab("Catalogue", id="catalogue") as catalogue_tab:
                 state = build_catalogue_tab(catalogue, options.admin_token)
+        filters = [search.category, search.colours, search.attributes]
+        first_tab.select(lambda: fresh_choices(catalogue), None, filters, **QUIET)
         catalogue_tab.select(lambda: state_html(catalogue), None, state, **QUIET)
-        _wire(catalogue, tabs, search, understand, searching)
+        _wire(space, catalogue, tabs, search, understand, searching)
         add_endpoints(catalogue, options.admin_token, searching)
     return space.queue(max_size=WAITING_USERS, default_concurrency_limit=AT_ONCE)
 
 
 def _wire(
+    space: gr.Blocks,
     catalogue: LiveCatalogue,
     tabs: gr.Tabs,
     search: SearchTab,
@@ -160,7 +163,7 @@ def _wire(
         return explained(catalogue, Product(*values))
 
     page = [*search.form(), search.filters, search.like, search.results]
-    gr.context.Context.root_block.load(opened, width, page, js="() => [window.innerWidth]", **QUIET)
+    space.load(opened, width, page, js="() => [window.innerWidth]", **QUIET)
     raw = {"api_visibility": "private", "preprocess": False, **limits}
     search.results.explain(explain, search.form(), [tabs, *understand.product()], show_progress="hidden", **raw).then(
         explained_now, understand.product(), understand.shown(), scroll_to_output=True, **raw
@@ -212,7 +215,7 @@ def launch_space(
     return app, url
 
 
-def _head(title: str, catalogue: LiveCatalogue) -> str:
+def _head(title: str) -> str:
     told = "Search by words, by a photo, or by both, and see why"
     return (
         f'<header class="m2-head">{MOON}<div><h1>{escape(title)}</h1><p>{escape(told)}</p></div>'

@@ -234,6 +234,9 @@ def test_a_catalogue_with_two_bad_rows_is_there_after_a_restart(
         page.locator("#delete-ids textarea").fill("n3\nabsent")
         page.locator("#delete").click()
         page.wait_for_function("document.querySelector('#progress').textContent.includes('1 of 2 products deleted')")
+        page.get_by_role("tab", name="Search").click()
+        page.locator("#colour input").click()
+        page.locator("#colour [role=option]", has_text="teal (1)").wait_for()  # the filters have followed
     with running_space(tmp_path / "data", TOKEN) as space:
         page = open_page("?q=teal+kettle", url=space.url)
         page.wait_for_selector("#results .m2-header")
