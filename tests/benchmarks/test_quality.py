@@ -43,6 +43,12 @@ def complete_shop(make_image):
     return join(products, queries)
 
 
+def test_bm25_finds_other_forms_of_a_word(complete_shop):
+    encoder = peers.Bm25Encoder(complete_shop.products)
+    plural, singular = encoder.encode([{"text": "red mugs lumo"}, {"text": "red mug lumo"}])
+    assert plural.sum() == 3 and (plural == singular).all()
+
+
 def test_bm25_ranks_by_words_and_sees_no_picture(complete_shop):
     encoder = peers.Bm25Encoder(complete_shop.products)
     results = evaluate_encoder(encoder, complete_shop.products, complete_shop.queries, progress=False)
