@@ -11,6 +11,7 @@ from pathlib import Path
 
 from moon2_training.evaluate import AnyEncoder
 
+from .bundled_model import lasting_name, model_place
 from .catalogue_index import Cancel, CatalogueIndex, Changes, Progress, fingerprint_of
 from .index_manifest import read_manifest, write_json
 from .product_table import ProductTable
@@ -71,7 +72,7 @@ class CatalogueFolder:
             ValueError, FileNotFoundError: the index is damaged or gone.
         """
         current = self.current()
-        return None if current is None else read_manifest(current)["model"]
+        return None if current is None else model_place(read_manifest(current)["model"])
 
     def open(self, encoder: AnyEncoder, fingerprint: str | None = None) -> CatalogueIndex:
         """Open the index that answers.
@@ -99,7 +100,7 @@ class CatalogueFolder:
         fingerprint = fingerprint or fingerprint_of(encoder)
         if self.current() is not None:
             return self.open(encoder, fingerprint)
-        index = self._open_at(self._folder_of(fingerprint), encoder, model, fingerprint)
+        index = self._open_at(self._folder_of(fingerprint), encoder, lasting_name(model), fingerprint)
         self._point_to(index)
         return index
 
@@ -139,7 +140,7 @@ class CatalogueFolder:
                 f"{index.folder}: made with this encoder already; add to it, only what changed is encoded"
             )
         self._remove_others(index.folder, target)
-        new = self._open_at(target, encoder, model, fingerprint)
+        new = self._open_at(target, encoder, lasting_name(model), fingerprint)
         if _copy(index, new, progress, cancel).cancelled:
             return None
         with index.writing(wait=True):

@@ -20,9 +20,10 @@ from moon2_training.encode import VIEWS, ProductItems, Views
 from moon2_training.evaluate import evaluate_encoder, format_retrieval, write_json
 from moon2_training.query_photo import make_query_photo
 
+from .bundled_model import BUNDLED_MODEL
 from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
 from .catalogue_index import CatalogueIndex
-from .index_command import BUNDLED_MODEL, Bar, IndexArguments, add_catalogue, open_with_model
+from .index_command import Bar, IndexArguments, add_catalogue, open_with_model
 from .indexed_rows import VECTOR_COLUMNS, vector_column
 from .product_table import ProductTable
 from .search import CatalogueSearch, SearchQuery
@@ -248,8 +249,7 @@ def _draw_shop(arguments: DemoArguments, folder: CatalogueFolder) -> tuple[Catal
 def _read_shop(arguments: DemoArguments, folder: CatalogueFolder) -> tuple[CatalogueIndex, list[Example]]:
     """Put the user's products into the index, in place of those that the demo has drawn."""
     given = IndexArguments(arguments.catalogue, columns=arguments.columns)
-    model = arguments.model or folder.model() or str(BUNDLED_MODEL)
-    index = open_with_model(folder, model, arguments.reindex)
+    index = open_with_model(folder, arguments.model, arguments.reindex)
     read = add_catalogue(given, folder, index)
     there = set(index.ids())
     if not there & read:

@@ -14,6 +14,7 @@ from trl import TrlParser
 from moon2_dataset.build.mapping import parse_columns
 from moon2_training.encode import Encoder, load_encoder
 
+from .bundled_model import BUNDLED_MODEL
 from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
 from .catalogue_index import CatalogueIndex, fingerprint_of
 from .catalogue_source import CatalogueSource, Limits, RowError, errors_as_csv
@@ -21,7 +22,6 @@ from .index_manifest import OtherEncoderError
 from .product_table import ProductTable
 
 SHOWN_ERRORS = 10
-BUNDLED_MODEL = Path(__file__).with_name("moon2-mini")  # comes with the package
 
 
 @dataclass
@@ -41,7 +41,10 @@ class IndexArguments:
     )
     model: str | None = field(
         default=None,
-        metadata={"help": "Folder or Hub id of a MOON2.0 encoder; the one the index was made with if not given."},
+        metadata={
+            "help": "Folder or Hub id of a MOON2.0 encoder; if not given, the one the index was made with, at first "
+            "moon2-mini, which comes along."
+        },
     )
     data_dir: str | None = field(
         default=None, metadata={"help": f"Folder of the index; {DATA_DIR}, or one for the user, if not given."}
@@ -98,20 +101,16 @@ def open_with_model(folder: CatalogueFolder, model: str | None, reindex: bool = 
 
     Args:
         folder: the data folder.
-        model: folder or Hub id of the encoder; None: the one the index was made with.
+        model: folder or Hub id of the encoder; None: the one the index was made with, the bundled one for a first.
         reindex: where the index was made with another encoder, encode its products anew.
 
     Raises:
         FileNotFoundError: no such model.
         OtherEncoderError: the index was made with another one.
-        ValueError: no model given for a first index.
     """
     made_with = folder.model()
-    name = model or made_with
-    if not name:
-        raise ValueError("no index there yet; give the encoder to make it with: --model FOLDER_OR_HUB_ID")
+    name = model or made_with or str(BUNDLED_MODEL)
     encoder = Encoder(*load_encoder(name))
-    name = str(Path(name).resolve()) if Path(name).is_dir() else name
     fingerprint = fingerprint_of(encoder)
     if not reindex or made_with is None:
         try:

@@ -12,6 +12,7 @@ import numpy as np
 
 from moon2_training.encode import Encoder, load_encoder
 
+from .bundled_model import lasting_name, model_place
 from .catalogue_folder import CatalogueFolder
 from .catalogue_index import CatalogueIndex, Changes, fingerprint_of
 from .catalogue_source import CatalogueSource, Limits, RowError
@@ -115,7 +116,7 @@ class LiveCatalogue:
     def __init__(self, folder: CatalogueFolder, index: CatalogueIndex, models: Sequence[str] = ()) -> None:
         self.folder = folder
         self._models: dict[str, str] = {}  # name -> folder or Hub id
-        for place in dict.fromkeys(map(_place, [index.manifest["model"], *models])):
+        for place in dict.fromkeys([index.manifest["model"], *map(lasting_name, models)]):
             if self._models.setdefault(model_name(place), place) != place:
                 raise ValueError(f"two models are called {model_name(place)!r}; rename the folder of one")
         self.job: Job | None = None
@@ -136,7 +137,7 @@ class LiveCatalogue:
         Raises:
             FileNotFoundError: no such model.
         """
-        place = _place(folder.model() or model)
+        place = folder.model() or model
         encoder = SharedEncoder(Encoder(*load_encoder(place)))
         index = folder.open_or_create(encoder, place, fingerprint_of(encoder))
         return cls(folder, index, [model, *models])
@@ -231,7 +232,7 @@ class LiveCatalogue:
             raise ValueError(f"model {model[:200]!r} is not allowed here; choose one of {', '.join(self._models)}")
         if model == self.model:
             raise ValueError(f"model {model!r} answers already; choose another one")
-        place = self._models[model]
+        place = model_place(self._models[model])
 
         def swap(job: Job) -> None:
             job.moved(0, len(self._now.index))
@@ -287,7 +288,3 @@ class LiveCatalogue:
 def model_name(model: str) -> str:
     """What a model is called: its id on the Hub, or the name of its folder."""
     return Path(model).name if Path(model).is_absolute() else model
-
-
-def _place(model: str) -> str:
-    return str(Path(model).resolve()) if Path(model).is_dir() else model

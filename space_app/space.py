@@ -18,10 +18,10 @@ from modeling_moon2.processing_moon2 import load_image
 from .access import TokenForAgents
 from .api import add_endpoints
 from .balance_tab import build_balance_tab
+from .bundled_model import BUNDLED_MODEL
 from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
 from .catalogue_source import Limits
 from .catalogue_tab import build_catalogue_tab, state_html
-from .index_command import BUNDLED_MODEL
 from .live_catalogue import LiveCatalogue
 from .search import SearchQuery
 from .search_tab import SHARE, Form, SearchTab, arrive, build_search_tab, found_like, fresh_choices

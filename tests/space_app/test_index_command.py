@@ -88,7 +88,6 @@ def test_another_model_needs_a_reindex(run, saved_model, catalogue, tiny_config,
         (["--prune", "true", "--delete", "1"], "prune needs the catalogue"),
         (["--catalogue", "shop.csv", "--max_rows", "0"], "max_rows=0"),
         (["--catalogue", "shop.csv", "--image_root", "nowhere"], "image_root=nowhere is no folder"),
-        (["--catalogue", "shop.csv"], "give the encoder to make it with"),
     ],
 )
 def test_wrong_options_are_refused(run, options, told):

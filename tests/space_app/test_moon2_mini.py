@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoProcessor
 import modeling_moon2
 from modeling_moon2.processing_moon2 import load_image
 from moon2_dataset.demo_catalogue import render_demo_catalogue
-from moon2_space.index_command import BUNDLED_MODEL as MINI
+from moon2_space.bundled_model import BUNDLED_MODEL as MINI
 from moon2_training.bundle import CODE, refresh_bundle
 from moon2_training.encode import Encoder, load_encoder
 from moon2_training.evaluate import evaluate_encoder
