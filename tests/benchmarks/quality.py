@@ -27,7 +27,7 @@ import numpy as np
 HERE = Path(__file__).parent
 RECIPE = HERE.parents[1] / "training" / "recipes" / "mini.yaml"
 DIRECTIONS = {"t2mm": "t→mm", "i2mm": "i→mm", "mm2mm": "mm→mm", "t2i": "t→i", "i2t": "i→t"}
-RATES = (1e-3, 2e-3, 5e-4)
+RATES = (1e-3, 2e-3, 5e-4, 4e-3)
 MAIN_SEEDS, OTHER_SEEDS = (0, 1, 2), (0, 1)
 SHORT = {"num_train_epochs": 1}
 DENSE = {"num_experts": 0}
@@ -149,7 +149,8 @@ def score(encoder, arguments: argparse.Namespace, split: str) -> dict:
     data = load_product_queries(*judged_by(arguments, split))
     results = evaluate_encoder(encoder, data.products, data.queries, progress=False, per_query=True)
     leaf = list(results["classification"]["tasks"].values())[-1]
-    tasks = {"leaf": leaf} | results["attributes"]["tasks"]
+    attributes = results["attributes"]["tasks"]
+    tasks = {"leaf": leaf} | {"colour": task for name, task in attributes.items() if "colour" in name.casefold()}
     return {
         "recall@10": {
             key: result["recall@10"]["value"] for key, result in results["retrieval"].items() if result["queries"]

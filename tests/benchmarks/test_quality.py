@@ -118,7 +118,11 @@ def test_the_rate_is_chosen_on_validation_and_the_seeds_follow(tmp_path):
     results = quality.Results(tmp_path / "quality.json", full=False)
     rows = list(quality.ROWS)
     first = quality.runs_left(results, rows)
-    assert len(first) == 12 and {run.seed for run in first} == {0} and all(quality.ROWS[r.row].main for r in first)
+    assert (
+        len(first) == 4 * len(quality.RATES)
+        and {run.seed for run in first} == {0}
+        and all(quality.ROWS[r.row].main for r in first)
+    )
     for run in first:
         scored = scores(0.9 if run.rate == 2e-3 else 0.5)
         results.add(run.key, "validation", scored, results.recipes[run.row])
