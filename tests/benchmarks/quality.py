@@ -149,8 +149,10 @@ def score(encoder, arguments: argparse.Namespace, split: str) -> dict:
     data = load_product_queries(*judged_by(arguments, split))
     results = evaluate_encoder(encoder, data.products, data.queries, progress=False, per_query=True)
     leaf = list(results["classification"]["tasks"].values())[-1]
-    attributes = results["attributes"]["tasks"]
-    tasks = {"leaf": leaf} | {"colour": task for name, task in attributes.items() if "colour" in name.casefold()}
+    tasks = {"leaf": leaf}
+    for name, task in results["attributes"]["tasks"].items():
+        if "colour" in name.casefold():  # baseColour in one shop
+            tasks["colour"] = task
     return {
         "recall@10": {
             key: result["recall@10"]["value"] for key, result in results["retrieval"].items() if result["queries"]
