@@ -1,5 +1,7 @@
 """How long text searches take on a catalogue of a given size: p50 and p95, for one user and for several at once.
 
+Users share the encoder as in the Space.
+
 Example:
     python tests/benchmarks/search_speed.py --model runs/mini --products shop/products-train.parquet --size 10000
 """
@@ -21,6 +23,7 @@ from datasets import Dataset
 from moon2_dataset import load_products
 from moon2_space.catalogue_index import CatalogueIndex
 from moon2_space.search import CatalogueSearch
+from moon2_space.shared_encoder import SharedEncoder
 from moon2_training.encode import Encoder, load_encoder
 
 
@@ -65,7 +68,7 @@ def main() -> None:
         print(f"{len(index):,} products indexed in {seconds:.0f} s; approximate: {index.manifest['ann']}")
         rows = np.random.default_rng(0).integers(len(products), size=arguments.searches)
         texts = [" ".join(products[int(row)]["title"].split()[:4]) or "red" for row in rows]
-        search = CatalogueSearch(encoder, index)
+        search = CatalogueSearch(SharedEncoder(encoder), index)
         seconds_of_searches(search, texts[:20], 1)
         for users in (1, 8):
             p50, p95 = 1000 * np.quantile(seconds_of_searches(search, texts, users), [0.5, 0.95])

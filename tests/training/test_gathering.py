@@ -14,6 +14,7 @@ from moon2_training.gathering import gather_rows, num_processes, process_rank, s
 from moon2_training.triplets import TripletDataset
 
 PROCESS = """
+import os
 import pickle
 import sys
 from contextlib import nullcontext
@@ -87,8 +88,9 @@ for name, weight in plain.named_parameters():
     assert error < 1e-4, (name, error)
     worst = max(worst, float(error))
 if rank == 0:
-    print("same to", worst)
+    print("same to", worst, flush=True)
 dist.destroy_process_group()
+os._exit(0)  # gloo's threads, ended by the interpreter, now and then abort the process
 """
 
 
