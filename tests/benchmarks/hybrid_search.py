@@ -66,7 +66,8 @@ def fuse(
             for rank, product_id in enumerate(found, start=1):
                 ranks.setdefault(product_id, {})[name] = rank
         scores = {product_id: fused_score(of_product, weights, offset) for product_id, of_product in ranks.items()}
-        fused.append(sorted(scores, key=lambda product_id: (-scores[product_id], product_id))[:K])  # noqa: B023
+        best = sorted(scores.items(), key=lambda hit: (-hit[1], hit[0]))[:K]
+        fused.append([product_id for product_id, _ in best])
     return fused
 
 

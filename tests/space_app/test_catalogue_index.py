@@ -67,9 +67,9 @@ def test_the_nearest_are_those_of_an_exact_comparison(index):
     ids, vectors = index.vectors()
     for filters, allowed in ((None, set(ids)), (Filters(["Shop", "mug"]), {f"p{i}" for i in range(0, 24, 3)})):
         for row, found in enumerate(index.nearest(vectors[:6], 5, filters)):
-            scores = {product: score for product, score in zip(ids, vectors @ vectors[row], strict=True)}
-            best = sorted(allowed, key=lambda product: -scores[product])[:5]  # noqa: B023
-            np.testing.assert_allclose([score for _, score in found], [scores[product] for product in best], atol=1e-5)
+            scores = dict(zip(ids, vectors @ vectors[row], strict=True))
+            best = sorted((scores[product] for product in allowed), reverse=True)[:5]
+            np.testing.assert_allclose([score for _, score in found], best, atol=1e-5)
             assert {product for product, _ in found} <= allowed
 
 

@@ -20,14 +20,6 @@ from moon2_training.evaluate import evaluate
 from moon2_training.mini import build_mini
 
 
-@pytest.fixture(scope="session")
-def saved_model(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    for part in tiny:
-        part.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     monkeypatch.setenv("MOON2_DATA_DIR", str(tmp_path / "data"))

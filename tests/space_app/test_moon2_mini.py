@@ -20,10 +20,6 @@ from moon2_training.bundle import CODE, refresh_bundle
 from moon2_training.encode import Encoder, load_encoder
 from moon2_training.evaluate import evaluate_encoder
 
-pytestmark = pytest.mark.skipif(
-    not MINI.is_dir(), reason="space_app/moon2-mini is not there: its weights come with it"
-)
-
 MAX_BYTES = 20_000_000
 VERSIONED = "config_sentence_transformers.json"  # names versions of libraries, which differ by environment
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("gradio", reason="the Space needs gradio; pip install 'moon2[space]'")
-
-from moon2_space.balance_tab import shown_gap, shown_load  # noqa: E402
-from moon2_space.catalogue_folder import CatalogueFolder  # noqa: E402
-from moon2_space.live_catalogue import LiveCatalogue  # noqa: E402
-from moon2_space.search_tab import Form, _asked, example_queries, filter_choices, found, start  # noqa: E402
-from moon2_space.understand_tab import Product, explained  # noqa: E402
+from moon2_space.balance_tab import shown_gap, shown_load
+from moon2_space.catalogue_folder import CatalogueFolder
+from moon2_space.live_catalogue import LiveCatalogue
+from moon2_space.search_tab import Form, _asked, example_queries, filter_choices, found, start
+from moon2_space.understand_tab import Product, explained
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,15 @@ import zipfile
 import zlib
 
 import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image
 
+from moon2_space import live_catalogue
+from moon2_space.search_tab import Form, found, found_like
+from moon2_space.space import SpaceOptions, launch_space, open_catalogue
+from moon2_space.understand_tab import Product, explained
 from moon2_training.encode import Encoder, encoder_fingerprint
-
-gradio_client = pytest.importorskip("gradio_client", reason="the Space needs gradio; pip install 'moon2[space]'")
-pytest.importorskip("gradio", reason="the Space needs gradio; pip install 'moon2[space]'")
-
-from gradio_client import Client, handle_file  # noqa: E402
-from gradio_client.exceptions import AppError  # noqa: E402
-
-from moon2_space import live_catalogue  # noqa: E402
-from moon2_space.search_tab import Form, found, found_like  # noqa: E402
-from moon2_space.space import SpaceOptions, launch_space, open_catalogue  # noqa: E402
-from moon2_space.understand_tab import Product, explained  # noqa: E402
 
 TOKEN = "a token of some length"
 ENDPOINTS = {
