@@ -23,7 +23,8 @@ def check_token(expected: str | None, given: Any) -> None:
     """
     if expected is None:
         raise PermissionError("this Space is read-only; start it with MOON2_ADMIN_TOKEN to change its catalogue")
-    if not isinstance(given, str) or not hmac.compare_digest(given.strip().encode(), expected.encode()):
+    sent = given.strip().encode("utf-8", "surrogatepass") if isinstance(given, str) else b""
+    if not hmac.compare_digest(sent, expected.encode()):
         raise PermissionError("that is not the administrator's token")
 
 

@@ -18,7 +18,7 @@ TOKEN = "a token of some length"
 def test_the_token_and_no_other():
     check_token(TOKEN, TOKEN)
     check_token(TOKEN, f" {TOKEN}\n")
-    for wrong in ("", "a token of some lengt", TOKEN.upper(), None, 7, "ä", [TOKEN]):
+    for wrong in ("", "a token of some lengt", TOKEN.upper(), None, 7, "ä", "\ud800", [TOKEN]):
         with pytest.raises(PermissionError, match="not the administrator's token"):
             check_token(TOKEN, wrong)
 

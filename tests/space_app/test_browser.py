@@ -18,6 +18,10 @@ if shutil.which("chromium") is None:
 
 TOKEN = "a token of some length"
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+FOCUS_SHOWS = """() => {
+  const {outlineStyle, outlineWidth, boxShadow} = getComputedStyle(document.activeElement);
+  return (outlineStyle !== 'none' && outlineWidth !== '0px') || boxShadow !== 'none';
+}"""
 SECONDS = 60_000  # that a slow machine may take, in milliseconds
 
 
@@ -107,6 +111,41 @@ def test_start_and_search_by_words(open_page, space, drawn_products, artifacts):
     page.screenshot(path=artifacts / "search.png")
     assert page.url.endswith("?q=" + wanted.replace(" ", "+"))
     open_page(page.url.removeprefix(space.url)).wait_for_selector("#results .m2-header")  # whoever gets the address
+
+
+def test_all_of_a_search_is_in_reach_of_the_keyboard(open_page, drawn_products):
+    """From the words to the explanation of a hit without a mouse, and every stop shows that it has the focus."""
+
+    def reach(selector, limit=60):
+        for _ in range(limit):
+            page.keyboard.press("Tab")
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                assert page.evaluate(FOCUS_SHOWS), selector
+                return
+        raise AssertionError(f"{selector} is not reached in {limit} steps")
+
+    page = open_page()
+    page.locator("#words input, #words textarea").first.focus()
+    page.keyboard.type(drawn_products[5]["title"])
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#results .m2-header")
+    assert drawn_products[5]["title"] in titles(page)
+    before = titles(page)
+    reach('#results [data-action="similar"]')
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "first => document.querySelector('#results .m2-card h3')?.textContent !== first", arg=before[0]
+    )
+    page.locator("#words input, #words textarea").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "first => document.querySelector('#results .m2-card h3')?.textContent === first", arg=before[0]
+    )
+    reach('#results [data-action="explain"]')
+    page.keyboard.press("Space")
+    page.wait_for_function(
+        "document.querySelector('[role=tab][aria-selected=true]').textContent.trim() === 'Understand'"
+    )
 
 
 def test_an_example_is_a_search(open_page):
