@@ -23,7 +23,13 @@ setup(
     package_data={
         "modeling_moon2": ["py.typed"],
         "moon2_dataset": ["py.typed", "*.md"],
-        "moon2_training": ["py.typed", "*.md", "recipes/*.yaml", "recipes/accelerate/*.yaml"],
+        "moon2_training": [
+            "py.typed",
+            "*.md",
+            "recipes/*.yaml",
+            "recipes/accelerate/*.yaml",
+            "recipes/slurm/*.sbatch",
+        ],
         "moon2_space": ["py.typed", "*.md", "*.css", "requirements.txt", "moon2-mini/*", "moon2-mini/*/*"],
     },
 )

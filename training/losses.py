@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .filtering import FilterResult, SampleFilter, mean_negative_similarity
 from .gathering import gather_rows, process_rank, sum_over_processes
@@ -32,6 +33,7 @@ VIEWS = ("text", "image", "multimodal")
 OBJECTIVES = ("inter_text", "inter_image", "inter_multimodal", "intra_positive", "intra_negative")
 OBJECTIVE_WEIGHTINGS = ("learned", "uniform", "balanced")
 FILTER_SCOPES = ("all", "inter")
+LOGITS_AT_ONCE = 1 << 22  # of a contrastive term: where there are more, anchors are taken in blocks
 
 
 class ItemViews(NamedTuple):
@@ -166,7 +168,31 @@ def masked_info_nce(
 
     Returns:
         (A,) losses in nats.
+
+    Of a large batch only one block of the (A, N) logits exists at a time; the gradient computes it again.
     """
+    block = max(1, LOGITS_AT_ONCE // len(candidates))
+    if len(anchors) <= block:
+        return _info_nce(anchors, candidates, targets, negatives, temperature)
+    blocks = zip(anchors.split(block), targets.split(block), negatives.split(block), strict=True)
+    return torch.cat(
+        [
+            checkpoint(
+                _info_nce,
+                of_anchors,
+                candidates,
+                of_targets,
+                of_negatives,
+                temperature,
+                use_reentrant=False,
+                preserve_rng_state=False,  # nothing is random
+            )
+            for of_anchors, of_targets, of_negatives in blocks
+        ]
+    )
+
+
+def _info_nce(anchors: Tensor, candidates: Tensor, targets: Tensor, negatives: Tensor, temperature: Tensor) -> Tensor:
     with torch.autocast(anchors.device.type, enabled=False):  # dividing by ε magnifies the rounding of bfloat16
         logits = anchors @ candidates.T / temperature  # (A, N)
     is_target = targets[:, None] == torch.arange(len(candidates), device=targets.device)  # (A, N)
