@@ -21,6 +21,30 @@ from .understand_tab import drawn_map, mapped, understood
 from .uploads import uploaded_picture
 
 MAX_BATCH = 100  # texts
+ARGUMENTS = {  # of all actions; the API page and agents are told
+    "text": "what a shopper types",
+    "texts": f"1 to {MAX_BATCH} of them",
+    "image": "a picture: an upload, or its address data:image/…;base64,…",
+    "k": "how many products",
+    "category": 'only products of it, from the top: "Shoes" or "Shoes > Boots"; empty for all',
+    "attributes": "only products with one of the values of each name, as {name: [values]}; filter_choices tells them",
+    "hybrid": "rank by words and vectors together; false: by vectors alone",
+    "balance": "0 is the words alone, 1 the picture alone",
+    "product_id": "of the catalogue",
+    "view": "what of the products is compared: multimodal, image or text",
+    "title": "of the product",
+    "max_duplicates": "most near-duplicates, 0 to 100",
+    "query": "what was typed",
+    "query_image": "the shopper's picture, with or instead of the words",
+    "sample": "how many products to run through the model",
+    "token": "the administrator's",
+    "file": "a catalogue: CSV, TSV, JSON Lines, Parquet, or a ZIP of pictures or of a table and pictures",
+    "hub_id": "instead of a file a data set of the Hub, OWNER/NAME",
+    "replace_all": "delete the products that it lacks",
+    "wait": "answer when it is done; false: at once, then status and catalogue_errors tell",
+    "product_ids": "of the products to delete",
+    "model": "one of the allowed; status lists them",
+}
 
 
 class Picture(TypedDict, total=False):
@@ -132,7 +156,7 @@ def add_endpoints(catalogue: LiveCatalogue, token: str | None, limits: Mapping[s
     def search_text(
         text: str, k: int = 10, category: str = "", attributes: dict[str, list[str]] | None = None, hybrid: bool = True
     ) -> list[FoundProduct]:
-        """Search by words. category is "A > B"; attributes are name -> values, of which a product has one."""
+        """Search by words."""
         return _searched(catalogue, [SearchQuery(text, filters=_filters(category, attributes))], k, hybrid)[0]
 
     def search_image(
@@ -146,7 +170,7 @@ def add_endpoints(catalogue: LiveCatalogue, token: str | None, limits: Mapping[s
         text: str, image: Picture, balance: float = 0.5, k: int = 10, category: str = "",
         attributes: dict[str, list[str]] | None = None,
     ) -> list[FoundProduct]:  # fmt: skip
-        """Search by words and a picture; balance 0 is the words alone, 1 the picture alone."""
+        """Search by words and a picture."""
         query = SearchQuery(text, uploaded_picture(image), float(balance), _filters(category, attributes))
         return _searched(catalogue, [query], k)[0]
 
@@ -154,7 +178,7 @@ def add_endpoints(catalogue: LiveCatalogue, token: str | None, limits: Mapping[s
         texts: list[str], k: int = 10, category: str = "", attributes: dict[str, list[str]] | None = None,
         hybrid: bool = True,
     ) -> list[list[FoundProduct]]:  # fmt: skip
-        """Search by up to 100 texts, which are encoded together; the answers in their order."""
+        """Search by several texts, which are encoded together; the answers in their order."""
         if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_BATCH:
             raise ValueError(f"texts: give a list of 1 to {MAX_BATCH}")
         filters = _filters(category, attributes)
@@ -164,7 +188,7 @@ def add_endpoints(catalogue: LiveCatalogue, token: str | None, limits: Mapping[s
         product_id: str, k: int = 10, view: str = "multimodal", category: str = "",
         attributes: dict[str, list[str]] | None = None,
     ) -> list[FoundProduct]:  # fmt: skip
-        """The products nearest to one of the catalogue, by its view "multimodal", "image" or "text"."""
+        """The products nearest to one of the catalogue."""
         hits = catalogue.now.hybrid.like(str(product_id), int(k), _filters(category, attributes), view)
         return list(map(_found, hits))
 
@@ -239,10 +263,7 @@ def add_endpoints(catalogue: LiveCatalogue, token: str | None, limits: Mapping[s
     def catalogue_add(
         token: str, file: dict[str, Any] | None = None, hub_id: str = "", replace_all: bool = False, wait: bool = True
     ) -> dict[str, Any]:
-        """Add the products of a file or of a data set on the Hub; replace_all deletes those that it lacks.
-
-        Waits until it is done, or with wait=false answers at once: then status and catalogue_errors tell.
-        """
+        """Add the products of a file or of a data set on the Hub."""
         job = catalogue.start_add(source_of(file, hub_id), bool(replace_all))
         return _followed(job, wait)
 
@@ -285,7 +306,10 @@ def _plainly(action: Callable[..., Any]) -> Callable[..., Any]:
         except (ValueError, TypeError, PermissionError, FileNotFoundError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    told.__signature__ = inspect.signature(action, eval_str=True)  # Gradio reads the types of answers from it
+    # Gradio reads the types of answers from the signature, and what arguments mean from the docstring
+    told.__signature__ = inspect.signature(action, eval_str=True)
+    meanings = [f"    {name}: {ARGUMENTS[name]}" for name in told.__signature__.parameters]
+    told.__doc__ = "\n".join([inspect.getdoc(action), "", "Args:", *meanings])
     return told
 
 
