@@ -27,7 +27,7 @@ import numpy as np
 HERE = Path(__file__).parent
 RECIPE = HERE.parents[1] / "training" / "recipes" / "mini.yaml"
 DIRECTIONS = {"t2mm": "t→mm", "i2mm": "i→mm", "mm2mm": "mm→mm", "t2i": "t→i", "i2t": "i→t"}
-RATES = (1e-3, 2e-3, 5e-4, 4e-3)
+RATES = (1e-3, 2e-3, 5e-4, 4e-3, 8e-3)
 MAIN_SEEDS, OTHER_SEEDS = (0, 1, 2), (0, 1)
 SHORT = {"num_train_epochs": 1}
 DENSE = {"num_experts": 0}

@@ -60,7 +60,7 @@ def test_a_failure_is_a_line_and_the_other_figures_stand(tmp_path, monkeypatch, 
     monkeypatch.setattr(model_speed, "EXPERTS", {"split": 4})
     output = tmp_path / "speed.json"
     options = model_speed.Options(**TOY, output=output)
-    model_speed.run_measures(options, ["encode", "views", "step", "waits"])
+    model_speed.run_measures(options, model_speed.MEASURES)
     result = json.loads(output.read_text())
     assert result["failures"]["split three passes"] == "RuntimeError: out of memory"
     assert "--device cuda" in result["failures"]["waits"]
