@@ -8,12 +8,23 @@ from typing import Any
 
 import lancedb
 import numpy as np
-from lancedb.index import IvfFlat
+from lancedb.index import IvfFlat, IvfSq
+from lancedb.query import LanceVectorQueryBuilder
 
 ANN_FROM = 50_000  # products; up to there every one is compared
+PARTITION_ROWS = 4096  # as tests/benchmarks/search.py finds them best
+REFINE_FACTOR = 2  # times the products wanted are compared exactly, of those that seem nearest by their bytes
 SAMPLE = 200  # products that ask for their neighbours
 DEPTH = 10
 WANTED_RECALL = 0.95
+WIDER = 1.5  # times the partitions looked into, where too little was found
+SAME = 1e-5  # a similarity that differs by less is the same
+BLOCK_ROWS = 16_384  # compared at once
+
+GROWTH = 2  # times the products it was made with, until it is made anew
+SEGMENTS = 16  # LanceDB adds one for every addition it takes in, and searches all of them
+UNINDEXED_ROWS = 2000  # that every search compares one by one
+FRAGMENTS = 20  # files of them
 
 
 def build_ann(
@@ -24,44 +35,109 @@ def build_ann(
 ) -> dict[str, Any]:
     """Partition the vectors of a table and find how many partitions a search must look into.
 
-    The vectors themselves are kept, so that a search looks at fewer but compares exactly. Products of the catalogue
-    stand in for queries: for a sample of them the ten found are held against the ten nearest of all, and the number of
-    partitions looked into doubles until the share found is as wanted in all pairs of views.
+    The partitions hold the vectors as bytes, a quarter of their size; the best by bytes are compared exactly. Products
+    of the catalogue stand in for queries: for a sample of them the ten found are held against the ten nearest of all,
+    and the number of partitions looked into grows until the share found is as wanted in all pairs of views. Where
+    bytes do not suffice for that, the partitions are made anew of the vectors themselves.
 
     Args:
         table: of an index.
-        columns: view -> the column with its vectors.
+        columns: view -> the column with its vectors, normalised.
         pairs: (view of the query, view of the products) of the searches to come.
         wanted: recall@10 to reach.
 
     Returns:
-        {"products": rows at that time, "partitions", "nprobes": how many to look into, "recall@10": "query→products"
-        -> share found, "sample": queries it was measured with}.
+        {"kind": LanceDB's name of the index, "products": rows at that time, "partitions", "nprobes": how many to look
+        into, "refine_factor": times the products wanted that are compared exactly, None where all are, "recall@10":
+        "query→products" -> share found, "sample": queries it was measured with}.
     """
     products = table.count_rows()
-    partitions = max(1, round(math.sqrt(products)))
+    partitions = math.ceil(products / PARTITION_ROWS)
     samples = {view: _sample(table, column) for view, column in columns.items()}
-    for view in {view for _, view in pairs if len(samples[view])}:
-        config = IvfFlat(distance_type="cosine", num_partitions=partitions)
-        table.create_index(columns[view], config=config, replace=True)
     searches = [(asked, view) for asked, view in pairs if len(samples[asked]) and len(samples[view])]
-    exact = [[_nearest(table, columns[view], vector, None) for vector in samples[asked]] for asked, view in searches]
-    nprobes = 1
-    while True:
-        recalls = {}
-        for (asked, view), of_all in zip(searches, exact, strict=True):
-            found = [_nearest(table, columns[view], vector, nprobes) for vector in samples[asked]]
-            recalls[f"{asked}→{view}"] = _recall(of_all, found)
-        if nprobes >= partitions or all(recall >= wanted for recall in recalls.values()):
+    bounds = {}
+    for searched in dict.fromkeys(view for _, view in searches):
+        asking = [asked for asked, view in searches if view == searched]
+        nearest = nearest_of_all(table, columns[searched], np.concatenate([samples[asked] for asked in asking]))
+        parts = np.split(nearest, np.cumsum([len(samples[asked]) for asked in asking])[:-1])
+        bounds |= {(asked, searched): part for asked, part in zip(asking, parts, strict=True)}
+    for config, refine_factor in ((IvfSq, REFINE_FACTOR), (IvfFlat, None)):
+        for view in {view for _, view in searches}:
+            # A number of partitions would not last: `optimize` joins those far below the size an index was made for.
+            made = config(distance_type="cosine", target_partition_size=PARTITION_ROWS)
+            table.create_index(columns[view], config=made, replace=True)
+        nprobes = 1
+        while True:
+            ann = {"nprobes": nprobes, "refine_factor": refine_factor}
+            recalls = {
+                f"{asked}→{view}": _recall(table, columns[view], samples[asked], bounds[asked, view], ann)
+                for asked, view in searches
+            }
+            is_found = all(recall >= wanted for recall in recalls.values())
+            if is_found or nprobes >= partitions:
+                break
+            nprobes = min(math.ceil(WIDER * nprobes), partitions)
+        if is_found:
             break
-        nprobes = min(2 * nprobes, partitions)
     return {
+        "kind": "IVF_FLAT" if refine_factor is None else "IVF_SQ",
         "products": products,
         "partitions": partitions,
-        "nprobes": nprobes,
+        **ann,
         "recall@10": recalls,
         "sample": max(map(len, samples.values()), default=0),
     }
+
+
+def approximately(
+    query: LanceVectorQueryBuilder, ann: Mapping[str, Any], is_filtered: bool = False
+) -> LanceVectorQueryBuilder:
+    """Let a query look into as few partitions as `build_ann` found to do.
+
+    Args:
+        query: of a table.
+        ann: what `build_ann` returned, also that of an earlier version, which had no "refine_factor".
+        is_filtered: look into all, for what passes a filter may lie in any.
+    """
+    query = query.minimum_nprobes(ann["nprobes"]).maximum_nprobes(0 if is_filtered else ann["nprobes"])  # 0: no limit
+    refine_factor = ann.get("refine_factor")
+    return query if refine_factor is None else query.refine_factor(refine_factor)
+
+
+def is_outgrown(table: lancedb.table.Table, ann: Mapping[str, Any]) -> bool:
+    """Whether partitions should be made anew: of far fewer products, in many segments, or by an earlier version."""
+    segments = max((index.num_segments for index in _vector_indexes(table)), default=0)
+    return "kind" not in ann or table.count_rows() > GROWTH * ann["products"] or segments > SEGMENTS
+
+
+def is_scattered(table: lancedb.table.Table) -> bool:
+    """Whether so much was written since the partitions took in additions that it slows searches."""
+    indexes = _vector_indexes(table)
+    unindexed = max((index.num_unindexed_rows for index in indexes), default=0)
+    segments = max((index.num_segments for index in indexes), default=0)
+    small = table.stats()["fragment_stats"]["num_small_fragments"]
+    return unindexed > UNINDEXED_ROWS or small - segments > FRAGMENTS
+
+
+def nearest_of_all(table: lancedb.table.Table, column: str, vectors: np.ndarray, k: int = DEPTH) -> np.ndarray:
+    """Compare vectors with all of a column, in one pass over it.
+
+    Args:
+        table: with the column.
+        column: of vectors, normalised, or null.
+        vectors: (Q, D) float32, normalised.
+        k: products of each.
+
+    Returns:
+        (Q, k) float32 cosine similarities of the nearest, ascending; -inf where there are fewer.
+    """
+    nearest = np.full((len(vectors), k), -np.inf, dtype=np.float32)
+    for batch in table.search().select([column]).limit(None).to_batches(BLOCK_ROWS):
+        block = batch[column].drop_null()
+        rows = block.flatten().to_numpy(zero_copy_only=False).reshape(len(block), vectors.shape[1])
+        found = np.concatenate([nearest, vectors @ rows.T], axis=1)  # (Q, k + rows)
+        nearest = np.partition(found, -k, axis=1)[:, -k:]
+    return np.sort(nearest, axis=1)
 
 
 def _sample(table: lancedb.table.Table, column: str) -> np.ndarray:
@@ -72,13 +148,18 @@ def _sample(table: lancedb.table.Table, column: str) -> np.ndarray:
     return np.array(found.to_pylist(), dtype=np.float32)
 
 
-def _nearest(table: lancedb.table.Table, column: str, vector: np.ndarray, nprobes: int | None) -> set[str]:
-    query = table.search(vector, vector_column_name=column).distance_type("cosine").limit(DEPTH)
-    query = query.select(["product_id", "_distance"])
-    query = query.bypass_vector_index() if nprobes is None else query.nprobes(nprobes)
-    return set(query.to_arrow()["product_id"].to_pylist())
-
-
-def _recall(exact: Sequence[set[str]], found: Sequence[set[str]]) -> float:
-    shares = [len(a & b) / len(a) for a, b in zip(exact, found, strict=True)]
+def _recall(
+    table: lancedb.table.Table, column: str, vectors: np.ndarray, nearest: np.ndarray, ann: Mapping[str, Any]
+) -> float:
+    """Share of the ten nearest that searches find; of products equally near, any will do."""
+    shares = []
+    for vector, of_all in zip(vectors, nearest, strict=True):
+        query = table.search(vector, vector_column_name=column).distance_type("cosine").limit(DEPTH)
+        distances = approximately(query.select(["_distance"]), ann).to_arrow()["_distance"].to_numpy()
+        of_all = of_all[np.isfinite(of_all)]
+        shares.append(np.count_nonzero(1 - distances >= of_all[0] - SAME) / len(of_all))
     return float(np.mean(shares))
+
+
+def _vector_indexes(table: lancedb.table.Table) -> list[Any]:
+    return [index for index in table.list_indices() if index.index_type.startswith("Ivf")]

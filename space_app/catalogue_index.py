@@ -19,7 +19,7 @@ from lancedb.query import MatchQuery
 from moon2_training.encode import VIEWS, Encoder, encoder_fingerprint
 from moon2_training.evaluate import AnyEncoder
 
-from .ann_index import ANN_FROM, build_ann
+from .ann_index import ANN_FROM, approximately, build_ann, is_outgrown, is_scattered
 from .catalogue_source import RowError
 from .filters import Filters
 from .index_manifest import MANIFEST, check_encoder, new_manifest, read_manifest, write_json
@@ -239,7 +239,7 @@ class CatalogueIndex(ProductTable):
             if exact:
                 query = query.bypass_vector_index()
             elif self.manifest["ann"]:
-                query = query.nprobes(self.manifest["ann"]["nprobes"])
+                query = approximately(query, self.manifest["ann"], expression is not None)
             table = query.to_arrow()
             similarities = (1.0 - table["_distance"].to_numpy()).tolist()
             found.append(list(zip(table["product_id"].to_pylist(), similarities, strict=True)))
@@ -341,16 +341,21 @@ class CatalogueIndex(ProductTable):
             row[vector_column("multimodal")] = views.multimodal[place]
 
     def _refresh(self) -> None:
-        """Bring the indexes of the table up to what was written, and make those that are due."""
+        """Bring the indexes of the table up to what was written, and make those that are due.
+
+        What partitions have not taken in is compared one by one, and every time they take in something, however
+        little, all later searches look into one segment more; so neither is done for every addition.
+        """
         there = {name for index in self._table.list_indices() for name in index.columns}
+        ann = self.manifest["ann"]
+        is_due = len(self) > self.ann_from and (ann is None or is_outgrown(self._table, ann))
+        if is_due or ann is None or is_scattered(self._table):
+            self._table.optimize(cleanup_older_than=OLD_VERSIONS)  # first: it moves rows, and indexes after them
         if len(self) and "title" not in there:
             self._table.create_index("title", config=FTS(base_tokenizer="icu", remove_stop_words=False))
             self._table.create_index("product_id", config=BTree())
-        ann = self.manifest["ann"]
-        if len(self) > self.ann_from and (ann is None or len(self) > 2 * ann["products"]):
-            ann = build_ann(self._table, {view: vector_column(view) for view in VIEWS}, SEARCHES)
-        self._table.optimize(cleanup_older_than=OLD_VERSIONS)
-        self.manifest["ann"] = ann
+        if is_due:
+            self.manifest["ann"] = build_ann(self._table, {view: vector_column(view) for view in VIEWS}, SEARCHES)
         self._write_manifest()
 
     def _write_manifest(self) -> None:
