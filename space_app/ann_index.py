@@ -20,6 +20,7 @@ WANTED_RECALL = 0.95
 WIDER = 1.5  # times the partitions looked into, where too little was found
 SAME = 1e-5  # a similarity that differs by less is the same
 BLOCK_ROWS = 16_384  # compared at once
+EVERY = 1_000_000  # partitions: more than there are
 
 GROWTH = 2  # times the products it was made with, until it is made anew
 SEGMENTS = 16  # LanceDB adds one for every addition it takes in, and searches all of them
@@ -99,7 +100,7 @@ def approximately(
         ann: what `build_ann` returned, also that of an earlier version, which had no "refine_factor".
         is_filtered: look into all, for what passes a filter may lie in any.
     """
-    query = query.minimum_nprobes(ann["nprobes"]).maximum_nprobes(0 if is_filtered else ann["nprobes"])  # 0: no limit
+    query = query.nprobes(EVERY if is_filtered else ann["nprobes"])
     refine_factor = ann.get("refine_factor")
     return query if refine_factor is None else query.refine_factor(refine_factor)
 
