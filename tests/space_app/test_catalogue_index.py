@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from moon2_space import catalogue_index
+from moon2_space import ann_index, catalogue_index
 from moon2_space.catalogue_index import CatalogueIndex, Changes
 from moon2_space.filters import Filters
 from moon2_training.encode import Encoder, ProductItems
@@ -244,6 +244,48 @@ def test_a_large_catalogue_is_searched_approximately_and_the_share_found_is_kept
     assert index.add([{"product_id": "new", "title": "teapot"}]).added == 1
     vector = np.array(index.products(["new"], ["multimodal_vector"])["new"]["multimodal_vector"], dtype=np.float32)
     assert index.nearest(vector[None], 1)[0][0][0] == "new"  # though it came after the partitions were made
+
+
+def unindexed(index):
+    return max(found.num_unindexed_rows for found in index._table.list_indices() if "Ivf" in found.index_type)
+
+
+def test_all_that_pass_a_filter_are_found_in_whatever_partition_they_are(encoder, products, tmp_path, monkeypatch):
+    monkeypatch.setattr(ann_index, "PARTITION_ROWS", 3)
+    index = CatalogueIndex.create(tmp_path / "index", encoder, ann_from=20)
+    index.add(products)
+    assert index.manifest["ann"]["partitions"] == 8
+    index.manifest["ann"]["nprobes"] = 1
+    vectors = index.vectors()[1]
+    for found in index.nearest(vectors, 8, Filters(["Shop", "mug"])):
+        assert {product for product, _ in found} == {f"p{i}" for i in range(0, 24, 3)}
+
+
+def test_partitions_take_in_additions_now_and_then_and_are_made_anew_of_twice_as_many(encoder, products, tmp_path):
+    index = CatalogueIndex.create(tmp_path / "index", encoder, ann_from=20)
+    index.add(products)
+    waiting = []
+    for number in range(24):
+        index.add([{"product_id": f"new {number}", "title": f"teapot {number}"}])
+        waiting.append(unindexed(index))
+        assert index.with_words(f"teapot {number}", 1)[0][0] == f"new {number}"
+    assert waiting[:3] == [1, 2, 3] and 0 in waiting and index.manifest["ann"]["products"] == 24
+    index.add([{"product_id": "one more", "title": "kettle"}])
+    assert index.manifest["ann"]["products"] == 49 and unindexed(index) == 0
+
+
+def test_an_index_of_an_earlier_version_answers_and_is_made_anew_with_the_next_change(encoder, products, tmp_path):
+    index = CatalogueIndex.create(tmp_path / "index", encoder, ann_from=20)
+    index.add(products)
+    path = tmp_path / "index" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name in ("kind", "refine_factor"):
+        del manifest["ann"][name]
+    path.write_text(json.dumps(manifest))
+    index = CatalogueIndex.open(tmp_path / "index", encoder, ann_from=20)
+    assert index.nearest(index.vectors()[1][:1], 1)[0][0][0] == index.vectors()[0][0]
+    index.delete(["p1"])
+    assert index.manifest["ann"]["kind"] == "IVF_SQ" and index.manifest["ann"]["products"] == 23
 
 
 def test_wrong_vectors_and_views_are_refused(index):
