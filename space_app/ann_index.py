@@ -12,7 +12,7 @@ from lancedb.index import IvfFlat, IvfSq
 from lancedb.query import LanceVectorQueryBuilder
 
 ANN_FROM = 50_000  # products; up to there every one is compared
-PARTITION_ROWS = 4096  # as tests/benchmarks/search.py finds them best
+PARTITION_ROWS = 4096  # products of a partition
 REFINE_FACTOR = 2  # times the products wanted are compared exactly, of those that seem nearest by their bytes
 SAMPLE = 200  # products that ask for their neighbours
 DEPTH = 10
@@ -21,6 +21,8 @@ WIDER = 1.5  # times the partitions looked into, where too little was found
 SAME = 1e-5  # a similarity that differs by less is the same
 BLOCK_ROWS = 16_384  # compared at once
 EVERY = 1_000_000  # partitions: more than there are
+
+KINDS = (("IVF_SQ", IvfSq, REFINE_FACTOR), ("IVF_FLAT", IvfFlat, None))  # the second where the first does not do
 
 GROWTH = 2  # times the products it was made with, until it is made anew
 SEGMENTS = 16  # LanceDB adds one for every addition it takes in, and searches all of them
@@ -56,38 +58,33 @@ def build_ann(
     partitions = math.ceil(products / PARTITION_ROWS)
     samples = {view: _sample(table, column) for view, column in columns.items()}
     searches = [(asked, view) for asked, view in pairs if len(samples[asked]) and len(samples[view])]
-    bounds = {}
-    for searched in dict.fromkeys(view for _, view in searches):
-        asking = [asked for asked, view in searches if view == searched]
-        nearest = nearest_of_all(table, columns[searched], np.concatenate([samples[asked] for asked in asking]))
-        parts = np.split(nearest, np.cumsum([len(samples[asked]) for asked in asking])[:-1])
-        bounds |= {(asked, searched): part for asked, part in zip(asking, parts, strict=True)}
-    for config, refine_factor in ((IvfSq, REFINE_FACTOR), (IvfFlat, None)):
+    nearest = _nearest_of_pairs(table, columns, samples, searches)
+
+    def recalls_of(ann: Mapping[str, Any]) -> dict[str, float]:
+        return {
+            f"{asked}→{view}": _recall(table, columns[view], samples[asked], nearest[asked, view], ann)
+            for asked, view in searches
+        }
+
+    for kind, config, refine_factor in KINDS:
         for view in {view for _, view in searches}:
             # A number of partitions would not last: `optimize` joins those far below the size an index was made for.
             made = config(distance_type="cosine", target_partition_size=PARTITION_ROWS)
             table.create_index(columns[view], config=made, replace=True)
-        nprobes = 1
-        while True:
-            ann = {"nprobes": nprobes, "refine_factor": refine_factor}
-            recalls = {
-                f"{asked}→{view}": _recall(table, columns[view], samples[asked], bounds[asked, view], ann)
-                for asked, view in searches
-            }
-            is_found = all(recall >= wanted for recall in recalls.values())
-            if is_found or nprobes >= partitions:
-                break
-            nprobes = min(math.ceil(WIDER * nprobes), partitions)
-        if is_found:
+        ann = {
+            "kind": kind,
+            "products": products,
+            "partitions": partitions,
+            "nprobes": 1,
+            "refine_factor": refine_factor,
+        }
+        recalls = recalls_of(ann)
+        while min(recalls.values(), default=1.0) < wanted and ann["nprobes"] < partitions:
+            ann["nprobes"] = min(math.ceil(WIDER * ann["nprobes"]), partitions)
+            recalls = recalls_of(ann)
+        if min(recalls.values(), default=1.0) >= wanted:
             break
-    return {
-        "kind": "IVF_FLAT" if refine_factor is None else "IVF_SQ",
-        "products": products,
-        "partitions": partitions,
-        **ann,
-        "recall@10": recalls,
-        "sample": max(map(len, samples.values()), default=0),
-    }
+    return ann | {"recall@10": recalls, "sample": max(map(len, samples.values()), default=0)}
 
 
 def approximately(
@@ -139,6 +136,22 @@ def nearest_of_all(table: lancedb.table.Table, column: str, vectors: np.ndarray,
         found = np.concatenate([nearest, vectors @ rows.T], axis=1)  # (Q, k + rows)
         nearest = np.partition(found, -k, axis=1)[:, -k:]
     return np.sort(nearest, axis=1)
+
+
+def _nearest_of_pairs(
+    table: lancedb.table.Table,
+    columns: Mapping[str, str],
+    samples: Mapping[str, np.ndarray],
+    pairs: Sequence[tuple[str, str]],
+) -> dict[tuple[str, str], np.ndarray]:
+    """For (view of the query, view of the products), what `nearest_of_all` finds; each column is read once."""
+    nearest = {}
+    for searched in dict.fromkeys(view for _, view in pairs):
+        asking = [asked for asked, view in pairs if view == searched]
+        found = nearest_of_all(table, columns[searched], np.concatenate([samples[asked] for asked in asking]))
+        parts = np.split(found, np.cumsum([len(samples[asked]) for asked in asking])[:-1])
+        nearest |= {(asked, searched): part for asked, part in zip(asking, parts, strict=True)}
+    return nearest
 
 
 def _sample(table: lancedb.table.Table, column: str) -> np.ndarray:

@@ -265,10 +265,10 @@ class Bench:
         )  # fmt: skip
 
     def try_settings(self, kind: str) -> dict[str, int | None]:
-        """Search with settings that look ever further, until enough is found; the last of the cheapest refinement.
+        """Search with settings that look ever further, with every refinement until enough is found.
 
         Returns:
-            The setting that took the least of those that find enough, of all the one that finds most.
+            Of the settings that find enough, the one that takes the least; where none does, the one that finds most.
         """
         _, (name, values), factors = INDEXES[kind]
         tried: list[tuple[dict[str, int | None], dict[str, Any]]] = []
