@@ -13,6 +13,7 @@ from lancedb.query import LanceVectorQueryBuilder
 
 ANN_FROM = 50_000  # products; up to there every one is compared
 PARTITION_ROWS = 4096  # products of a partition
+SAMPLE_RATE = 64  # vectors a partition is found by; where products were deleted, LanceDB reads them slowly, one by one
 REFINE_FACTOR = 2  # times the products wanted are compared exactly, of those that seem nearest by their bytes
 SAMPLE = 200  # products that ask for their neighbours
 DEPTH = 10
@@ -69,7 +70,7 @@ def build_ann(
     for kind, config, refine_factor in KINDS:
         for view in {view for _, view in searches}:
             # A number of partitions would not last: `optimize` joins those far below the size an index was made for.
-            made = config(distance_type="cosine", target_partition_size=PARTITION_ROWS)
+            made = config(distance_type="cosine", target_partition_size=PARTITION_ROWS, sample_rate=SAMPLE_RATE)
             table.create_index(columns[view], config=made, replace=True)
         ann = {
             "kind": kind,

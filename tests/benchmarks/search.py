@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import HnswSq, IvfFlat, IvfPq, IvfRq, IvfSq
 
-from moon2_space.ann_index import DEPTH, EVERY, PARTITION_ROWS, SAME, WANTED_RECALL, nearest_of_all
+from moon2_space.ann_index import DEPTH, EVERY, PARTITION_ROWS, SAME, SAMPLE_RATE, WANTED_RECALL, nearest_of_all
 from moon2_space.filters import Filters, filter_columns
 
 NPROBES = (1, 2, 4, 8, 16, 32, 64)
@@ -249,9 +249,8 @@ class Bench:
 
     def build(self, kind: str, column: str = "vector") -> None:
         """Make an index of a column and note what that took, apart from searching."""
-        options: dict[str, Any] = {"distance_type": "cosine", "target_partition_size": self.partition_rows}
-        if kind.startswith("IVF_HNSW"):
-            options = {"distance_type": "cosine", "num_partitions": 1}
+        options: dict[str, Any] = {"distance_type": "cosine", "sample_rate": SAMPLE_RATE}
+        options |= {"num_partitions": 1} if "HNSW" in kind else {"target_partition_size": self.partition_rows}
         before = _memory(peak=False)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         begin, cpu = time.perf_counter(), time.process_time()
