@@ -1,4 +1,4 @@
-"""Encode many items: batches of similar length, pictures decoded in the background, results in the order given."""
+"""Encode many items: batches of similar length, prepared by threads ahead of the model, results in the order given."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
@@ -21,12 +23,14 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
 from modeling_moon2 import Moon2Config, Moon2Routing
-from modeling_moon2.processing_moon2 import text_parts
+from modeling_moon2.layout_moon2 import sequence_packing, vision_layout
+from modeling_moon2.processing_moon2 import load_image, text_parts
 
 VIEWS = ("text", "image", "multimodal")
 BATCHES_PER_WINDOW = 64  # items are sorted by length within a window, so that reading stays nearly sequential
 CHARACTERS_PER_TOKEN = 4
 IMAGES_PER_PRODUCT = 4
+MAX_WORKERS = 4  # a thread holds a batch of decoded pictures
 # What differs between a model in memory and the same one saved and loaded; the weights tell their types themselves.
 NOT_IN_FINGERPRINT = ("_name_or_path", "architectures", "auto_map", "dtype", "processor_class", "transformers_version")
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -48,6 +52,34 @@ class Views(NamedTuple):
     multimodal: np.ndarray
     has_text: np.ndarray
     has_image: np.ndarray
+
+
+class Loss(NamedTuple):
+    """What could not be encoded of an item.
+
+    Args:
+        row: of the item in its window.
+        message: what is wrong, without the item's name.
+        dropped: whether the item has no vector for it; else a picture is missing from its vectors.
+    """
+
+    row: int
+    message: str
+    dropped: bool
+
+
+class Encoded(NamedTuple):
+    """Embeddings of the N items of a window.
+
+    Args:
+        vectors: view -> (N, D) float32, normalised; zero where an item lacks the view.
+        present: view -> (N,) bool, whether the item has it.
+        losses: what could not be read, in the order of the items.
+    """
+
+    vectors: dict[str, np.ndarray]
+    present: dict[str, np.ndarray]
+    losses: list[Loss]
 
 
 class ProductItems(Sequence):
@@ -108,6 +140,8 @@ class Encoder:
         model: a Moon2Model.
         processor: its Moon2Processor.
         batch_size: items per forward.
+        workers: threads that decode pictures and make model inputs of them, each a batch; None: as many as the
+            machine has processors less one, at most four.
 
     Example:
         >>> encoder = Encoder(model, processor)
@@ -115,10 +149,13 @@ class Encoder:
         (1, 256)
     """
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, batch_size: int = 64) -> None:
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, batch_size: int = 64, workers: int | None = None
+    ) -> None:
         self.model = model
         self.processor = processor
         self.batch_size = batch_size
+        self.workers = workers or max(1, min(MAX_WORKERS, (os.cpu_count() or 1) - 1))
         self.width = model.config.get_text_config().hidden_size
 
     def encode(self, items: Sequence[dict[str, Any]], view: str = "multimodal", progress: bool = True) -> np.ndarray:
@@ -138,8 +175,10 @@ class Encoder:
         if view not in VIEWS:
             raise ValueError(f"view is {view!r}; choose one of {', '.join(VIEWS)}")
         embeddings = np.empty((len(items), self.width), dtype=np.float32)
-        for rows, output in self._forward(items, view, progress, return_views=False):
-            embeddings[rows] = output.embeddings.cpu().numpy()
+        with tqdm(total=len(items), unit="item", disable=not progress) as bar:
+            for batch, vectors in self._forward(self._windows(items), view, lambda output: output.embeddings):
+                embeddings[batch.rows] = vectors.cpu().numpy()
+                bar.update(len(batch.rows))
         return embeddings
 
     def encode_views(self, items: Sequence[dict[str, Any]], progress: bool = True) -> Views:
@@ -155,13 +194,56 @@ class Encoder:
         embeddings = [np.zeros((len(items), self.width), dtype=np.float32) for _ in VIEWS]
         masks = [np.zeros(len(items), dtype=bool) for _ in range(2)]
         views = Views(*embeddings, *masks)
-        for rows, output in self._forward(items, "multimodal", progress, return_views=True):
-            views.text[rows] = output.text_embeddings.cpu().numpy()
-            views.image[rows] = output.image_embeddings.cpu().numpy()
-            views.multimodal[rows] = output.multimodal_embeddings.cpu().numpy()
-            views.has_text[rows] = output.has_text.cpu().numpy()
-            views.has_image[rows] = output.has_image.cpu().numpy()
+        with tqdm(total=len(items), unit="item", disable=not progress) as bar:
+            for batch, parts in self._forward(self._windows(items), None, _all_views):
+                for array, part in zip(views, parts, strict=True):
+                    array[batch.rows] = part.cpu().numpy()
+                bar.update(len(batch.rows))
         return views
+
+    def encode_windows(
+        self, windows: Iterable[Sequence[dict[str, Any]]], views: Sequence[str] = VIEWS, lenient: bool = False
+    ) -> Iterator[Encoded]:
+        """Encode a stream of items of any length, window by window; the next window is read meanwhile.
+
+        Args:
+            windows: items that are sorted by length among themselves and held in memory together, two windows at a
+                time.
+            views: which; of an item that lacks one, the vectors are zero.
+            lenient: leave out a picture that cannot be read, and an item of which nothing is left, and tell of it in
+                `losses`.
+
+        Returns:
+            The embeddings of every window, in order; computed as they are asked for.
+
+        Raises:
+            ValueError: no such view; or, unless `lenient`, an item cannot be read; the message names the item.
+        """
+        if not views or not set(views) <= set(VIEWS):
+            raise ValueError(f"views is {list(views)!r}; give one or some of {', '.join(VIEWS)}")
+        alone = views[0] if len(views) == 1 else None
+        take = _all_views if alone is None else lambda output: (output.embeddings,)
+        encoded = None
+        ranges = ((window, range(len(window))) for window in windows)
+        for batch, parts in self._forward(ranges, alone, take, lenient, skip_lacking=True):
+            if encoded is None:
+                shape = (batch.window_rows, self.width)
+                vectors = {view: np.zeros(shape, dtype=np.float32) for view in views}
+                encoded = Encoded(vectors, {view: np.zeros(shape[0], dtype=bool) for view in views}, [])
+            encoded.losses.extend(batch.losses)
+            if parts is not None and alone is not None:
+                encoded.vectors[alone][batch.rows] = parts[0].cpu().numpy()
+                encoded.present[alone][batch.rows] = True
+            elif parts is not None:
+                found = Views(*(part.cpu().numpy() for part in parts))
+                present = {"text": found.has_text, "image": found.has_image, "multimodal": True}
+                for view in views:
+                    encoded.vectors[view][batch.rows] = getattr(found, view)
+                    encoded.present[view][batch.rows] = present[view]
+            if batch.last:
+                encoded.losses.sort()
+                yield encoded
+                encoded = None
 
     def routing(self, items: Sequence[dict[str, Any]], progress: bool = True) -> Iterator[Moon2Routing | None]:
         """Yield the routing statistics of every batch, whose order is not that of the items; None of a dense model.
@@ -173,39 +255,95 @@ class Encoder:
         Raises:
             ValueError: an item has neither or cannot be read; the message names the item.
         """
-        for _, output in self._forward(items, "multimodal", progress, return_views=True):
-            yield output.routing
+        with tqdm(total=len(items), unit="item", disable=not progress) as bar:
+            for batch, routing in self._forward(self._windows(items), None, lambda output: output.routing):
+                yield routing
+                bar.update(len(batch.rows))
+
+    def _windows(self, items: Sequence[dict[str, Any]]) -> Iterator[tuple[Sequence[dict[str, Any]], range]]:
+        window = self.batch_size * BATCHES_PER_WINDOW
+        return ((items, range(start, min(start + window, len(items)))) for start in range(0, len(items), window))
 
     def _forward(
-        self, items: Sequence[dict[str, Any]], view: str, progress: bool, return_views: bool
-    ) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yield rows and the model's output of every batch; batch i + 1 is prepared while the model runs batch i."""
-        batches = self._prepared(items, view)
+        self,
+        windows: Iterable[tuple[Sequence[dict[str, Any]], range]],
+        view: str | None,
+        take: Callable[[Any], Any],
+        lenient: bool = False,
+        skip_lacking: bool = False,
+    ) -> Iterator[tuple[_Batch, Any]]:
+        """Yield batches and what `take` takes from the model's outputs, None for a batch without inputs.
+
+        A batch is yielded when the next one runs, so that reading its vectors does not keep an accelerator waiting.
+        """
         was_training = self.model.training
         self.model.eval()
         try:
-            with tqdm(total=len(items), unit="item", disable=not progress) as bar, ThreadPoolExecutor(1) as background:
-                following = background.submit(next, batches, None)
-                while (batch := following.result()) is not None:
-                    following = background.submit(next, batches, None)
-                    rows, inputs = batch
+            before = None
+            for batch in self._prepared(windows, view, lenient, skip_lacking):
+                taken = None
+                if batch.inputs is not None:
+                    inputs = send_to_device(dict(batch.inputs), self.model.device)
                     with torch.no_grad():  # what FSDP gathers in inference mode would break the training step after it
-                        output = self.model(**inputs.to(self.model.device), return_views=return_views)
-                    yield rows, output
-                    bar.update(len(rows))
+                        taken = take(self.model(**inputs, return_views=view is None))
+                if before is not None:
+                    yield before
+                before = batch._replace(inputs=None), taken
+            if before is not None:
+                yield before
         finally:
             self.model.train(was_training)
 
-    def _prepared(self, items: Sequence[dict[str, Any]], view: str) -> Iterator[tuple[np.ndarray, BatchFeature]]:
-        """Yield rows and model inputs, longest items of a window first, so that too big a batch fails at once."""
-        window = self.batch_size * BATCHES_PER_WINDOW
-        for start in range(0, len(items), window):
-            rows = range(start, min(start + window, len(items)))
-            lengths = np.array([self._estimated_length(*take_view(items[row], row, view)) for row in rows])
-            longest_first = start + np.argsort(-lengths, kind="stable")
-            for first in range(0, len(rows), self.batch_size):
-                batch = longest_first[first : first + self.batch_size]
-                yield batch, self._inputs(items, batch.tolist(), view)
+    def _prepared(
+        self,
+        windows: Iterable[tuple[Sequence[dict[str, Any]], range]],
+        view: str | None,
+        lenient: bool = False,
+        skip_lacking: bool = False,
+    ) -> Iterator[_Batch]:
+        """Yield batches, longest items of a window first, so that too big a batch fails at once.
+
+        One thread reads and sorts the next window, others prepare the next batches, as many as there are threads.
+        """
+        windows = iter(windows)
+
+        def planned() -> tuple[Sequence[dict[str, Any]], range, list[np.ndarray]] | None:
+            for items, rows in windows:
+                return items, rows, self._plan(items, rows, view, skip_lacking)
+            return None
+
+        waiting: deque[tuple[Future[_Batch], int, bool]] = deque()
+
+        def finished() -> _Batch:
+            future, window_rows, last = waiting.popleft()
+            return future.result()._replace(window_rows=window_rows, last=last)
+
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self.workers) as pool:
+            following = reader.submit(planned)
+            while (plan := following.result()) is not None:
+                following = reader.submit(planned)
+                items, rows, batches = plan
+                for number, batch in enumerate(batches, start=1):
+                    future = pool.submit(self._inputs, items, batch, view, lenient)
+                    waiting.append((future, len(rows), number == len(batches)))
+                    if len(waiting) > self.workers:
+                        yield finished()
+            while waiting:
+                yield finished()
+
+    def _plan(
+        self, items: Sequence[dict[str, Any]], rows: range, view: str | None, skip_lacking: bool
+    ) -> list[np.ndarray]:
+        """The rows of every batch of a window: one batch at least, which may be empty."""
+        kept, lengths = [], []
+        for row in rows:
+            item = items[row]
+            if skip_lacking and not _has_view(item, view):
+                continue
+            kept.append(row)
+            lengths.append(self._estimated_length(*take_view(item, row, view or "multimodal")))
+        longest_first = np.array(kept, dtype=np.int64)[np.argsort(-np.array(lengths), kind="stable")]
+        return np.split(longest_first, range(self.batch_size, len(kept), self.batch_size))
 
     def _estimated_length(self, text: str | Mapping | None, images: list) -> int:
         """Tokens of an item, from the length of its text and the headers of its images."""
@@ -220,19 +358,81 @@ class Encoder:
             length += patches // image_processor.merge_size**2
         return length
 
-    def _inputs(self, items: Sequence[dict[str, Any]], rows: list[int], view: str) -> BatchFeature:
-        texts, images = zip(*(take_view(items[row], row, view) for row in rows), strict=True)
+    def _inputs(self, items: Sequence[dict[str, Any]], rows: np.ndarray, view: str | None, lenient: bool) -> _Batch:
+        taken = {row: take_view(items[row], row, view or "multimodal") for row in rows.tolist()}
         budget = self.processor.image_processor.size["longest_edge"]
-        images = [[_decode(image, budget) for image in of_item] for of_item in images]
+        taken = {row: (text, [_decode(image, budget) for image in images]) for row, (text, images) in taken.items()}
+        if not taken:
+            return _Batch(rows, None, [])
         try:
-            return self.processor(text=list(texts), images=images, return_tensors="pt")
-        except ValueError:
-            for row, text, of_item in zip(rows, texts, images, strict=True):
-                try:
-                    self.processor(text=[text], images=[of_item], return_tensors="pt")
-                except ValueError as error:
-                    raise ValueError(f"{item_name(items[row], row)}{str(error).removeprefix('item 0')}") from error
-            raise
+            return _Batch(rows, self._processed(taken, view), [])
+        except ValueError as error:
+            losses: list[Loss] = []
+            for row in rows.tolist():
+                self._examine(taken, row, losses)
+            if not losses:
+                raise
+            if not lenient:
+                first = losses[0]
+                raise ValueError(f"{item_name(items[first.row], first.row)}{first.message}") from error
+        rows = np.array(list(taken), dtype=np.int64)
+        return _Batch(rows, self._processed(taken, view) if taken else None, losses)
+
+    def _examine(self, taken: dict[int, tuple[Any, list]], row: int, losses: list[Loss]) -> None:
+        """Find what is wrong with an item and take it out: a picture, or all of it where nothing is left."""
+        text, images = taken[row]
+        good = []
+        for number, image in enumerate(images):
+            try:
+                good.append(load_image(image))
+            except ValueError as error:
+                losses.append(Loss(row, f", image {number}: {error}", dropped=False))
+        taken[row] = text, good
+        if not good and not text_parts(text):
+            losses[-1] = losses[-1]._replace(dropped=True)
+            del taken[row]
+            return
+        try:
+            self._processed({row: taken[row]}, "multimodal")
+        except ValueError as error:
+            losses.append(Loss(row, str(error).removeprefix("item 0"), dropped=True))
+            del taken[row]
+
+    def _processed(self, taken: Mapping[int, tuple[Any, list]], view: str | None) -> BatchFeature:
+        """Model inputs with all that the model would derive from ids and grids alone, which is done on the host."""
+        texts, images = zip(*taken.values(), strict=True)
+        inputs = self.processor(text=list(texts), images=list(images), return_tensors="pt")
+        if "image_grid_thw" in inputs:
+            inputs["image_layout"] = vision_layout(self.model.config.vision_config, inputs["image_grid_thw"])
+        if view is None:
+            end = self.processor.vision_end_token_id
+            inputs["packing"] = sequence_packing(inputs["input_ids"], inputs["attention_mask"], end)
+        return inputs
+
+
+class _Batch(NamedTuple):
+    """Rows of a window and the model inputs made of them; the last batch of a window says so."""
+
+    rows: np.ndarray
+    inputs: BatchFeature | None
+    losses: list[Loss]
+    window_rows: int = 0
+    last: bool = False
+
+
+def _all_views(output: Any) -> tuple[torch.Tensor, ...]:
+    return (
+        output.text_embeddings,
+        output.image_embeddings,
+        output.multimodal_embeddings,
+        output.has_text,
+        output.has_image,
+    )
+
+
+def _has_view(item: dict[str, Any], view: str | None) -> bool:
+    has_text, has_image = bool(text_parts(item["text"])), bool(item["images"])
+    return {"text": has_text, "image": has_image}.get(view, has_text or has_image)
 
 
 def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
