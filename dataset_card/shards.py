@@ -56,12 +56,13 @@ class ShardWriter:
     Args:
         path: of the file; one that is there is replaced.
         schema: of the rows.
+        options: for `ParquetWriter`, such as use_dictionary.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, **options: Any) -> None:
         self.path, self.schema = path, schema
         self.part = part_of(path)
-        self.writer = pq.ParquetWriter(self.part, schema)
+        self.writer = pq.ParquetWriter(self.part, schema, **options)
         self.row_groups = 0
 
     def write(self, table: pa.Table) -> None:

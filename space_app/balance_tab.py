@@ -11,6 +11,7 @@ import gradio as gr
 import numpy as np
 
 from moon2_training.encode import VIEWS, Encoder, Views
+from moon2_training.vector_columns import VECTOR_COLUMNS, vector_column
 
 from .balance import (
     ExpertLoad,
@@ -20,7 +21,7 @@ from .balance import (
     expert_load,
     modality_gap,
 )
-from .indexed_rows import PRODUCT_COLUMNS, VECTOR_COLUMNS, row_item, vector_column
+from .indexed_rows import PRODUCT_COLUMNS, row_item
 from .live_catalogue import LiveCatalogue
 from .product_cards import data_url, message
 from .theme import INK, LIGHT_INK

@@ -18,19 +18,13 @@ from lancedb.query import MatchQuery
 
 from moon2_training.encode import VIEWS, Encoder, encoder_fingerprint
 from moon2_training.evaluate import AnyEncoder
+from moon2_training.vector_columns import VECTOR_COLUMNS, vector_column
 
 from .ann_index import ANN_FROM, approximately, build_ann, is_outgrown, is_scattered
 from .catalogue_source import RowError
 from .filters import Filters
 from .index_manifest import MANIFEST, check_encoder, new_manifest, read_manifest, write_json
-from .indexed_rows import (
-    VECTOR_COLUMNS,
-    make_thumbnail,
-    product_row,
-    row_item,
-    rows_table,
-    vector_column,
-)
+from .indexed_rows import make_thumbnail, product_row, row_item, rows_table
 from .product_table import ProductTable
 
 BATCH_PRODUCTS = 256  # encoded and written together

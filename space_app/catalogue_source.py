@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.parquet as pq
 from huggingface_hub.errors import HFValidationError
@@ -23,30 +21,16 @@ from moon2_dataset.build.mapping import Column
 from moon2_dataset.build.raw_rows import RawRow
 from moon2_dataset.build.sources import FORMATS, Source, open_source
 from moon2_dataset.build.tables import ImageFolder
+from moon2_dataset.row_errors import RowError, errors_as_csv
 
 from .zip_pictures import unpack
+
+__all__ = ["CatalogueSource", "Limits", "RowError", "check_hub_name", "errors_as_csv"]
 
 MAX_SIDE = 512  # pixels; longer pictures are made smaller
 MAX_MESSAGE = 400  # characters
 CHUNK = 1 << 20
 _PART_OF_HUB_NAME = re.compile(r"[\w.-]{1,96}", re.ASCII)
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # at the start of a cell a spreadsheet would compute
-
-
-class RowError(NamedTuple):
-    """What is wrong with a row.
-
-    Args:
-        row: its number in the source, from 0.
-        product_id: "" where the row has none that can be read.
-        message: names the place, what is wrong and the way out.
-        dropped: whether it cost the product; else only what the message names is lost, such as one picture.
-    """
-
-    row: int
-    product_id: str
-    message: str
-    dropped: bool = True
 
 
 @dataclass(frozen=True)
@@ -234,17 +218,6 @@ def check_hub_name(name: str) -> None:
         raise ValueError(f"{shown}: no name of a data set on the Hub; give hf:OWNER/NAME[:CONFIG][:SPLIT]")
     if Path(repo).exists():
         raise ValueError(f"{shown}: a folder of this machine has that name; give its path, or start elsewhere")
-
-
-def errors_as_csv(errors: Iterable[RowError]) -> str:
-    """Row errors as CSV to download; what a spreadsheet would take for a formula gets an apostrophe before it."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\r\n")
-    writer.writerow(["row", "product_id", "message", "dropped"])
-    for error in errors:
-        texts = [f"'{text}" if text.startswith(_FORMULA) else text for text in (error.product_id, error.message)]
-        writer.writerow([error.row, *texts, "yes" if error.dropped else "no"])
-    return buffer.getvalue()
 
 
 def _told(place: str, reason: str, detail: str = "") -> str:

@@ -19,12 +19,12 @@ from moon2_dataset.demo_catalogue import render_demo_catalogue
 from moon2_training.encode import VIEWS, ProductItems, Views
 from moon2_training.evaluate import evaluate_encoder, format_retrieval, write_json
 from moon2_training.query_photo import make_query_photo
+from moon2_training.vector_columns import VECTOR_COLUMNS, vector_column
 
 from .bundled_model import BUNDLED_MODEL
 from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
 from .catalogue_index import CatalogueIndex
 from .index_command import Bar, IndexArguments, add_catalogue, open_with_model
-from .indexed_rows import VECTOR_COLUMNS, vector_column
 from .product_table import ProductTable
 from .search import CatalogueSearch, SearchQuery
 from .search_sheet import Hit, Search, draw_searches

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,34 +11,27 @@ import pyarrow as pa
 from PIL import Image
 
 from modeling_moon2.processing_moon2 import load_image
-from moon2_training.encode import IMAGES_PER_PRODUCT, VIEWS
+from moon2_training.encode import IMAGES_PER_PRODUCT
+from moon2_training.vector_columns import (
+    DIGEST_BYTES,
+    VECTOR_COLUMNS,
+    digest_of,
+    encoded_digest,
+    picture_digest,
+    vector_array,
+)
 
 from .filters import filter_columns
 
 THUMBNAIL_SIDE = 320  # pixels
 THUMBNAIL_QUALITY = 80
-KEY_BYTES = 16
 PRODUCT_COLUMNS = ("product_id", "title", "description", "category_path", "attributes", "images")
 SHOWN_COLUMNS = ("product_id", "title", "description", "category_path", "attributes", "thumbnail")
 
 
-def vector_column(view: str) -> str:
-    """The column with the vectors of a view.
-
-    Raises:
-        ValueError: no such view.
-    """
-    if view not in VIEWS:
-        raise ValueError(f"view is {view!r}; choose one of {', '.join(VIEWS)}")
-    return f"{view}_vector"
-
-
-VECTOR_COLUMNS = tuple(vector_column(view) for view in VIEWS)
-
-
 def row_schema(dimension: int) -> pa.Schema:
     """The table of an index: a product, what is made of it, and (dimension,) float32 of each view or null."""
-    text, key, vector = pa.string(), pa.binary(KEY_BYTES), pa.list_(pa.float32(), dimension)
+    text, key, vector = pa.string(), pa.binary(DIGEST_BYTES), pa.list_(pa.float32(), dimension)
     return pa.schema(
         [
             pa.field("product_id", text, nullable=False),
@@ -91,9 +82,12 @@ def product_row(product: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             "a picture without bytes; read its file first, paths are not followed"
         )  # they may go anywhere
-    pictures = [hashlib.blake2b(image["bytes"], digest_size=KEY_BYTES).hexdigest() for image in row["images"]]
+    pictures = [picture_digest(image["bytes"]) for image in row["images"]]
     told = [row["description"], row["category_path"], row["attributes"]]
-    keys = {"content_key": _key([row["title"], pictures, told]), "encoded_key": _key([row["title"], pictures])}
+    keys = {
+        "content_key": digest_of([row["title"], pictures, told]),
+        "encoded_key": encoded_digest(row["title"], pictures),
+    }
     return row | filter_columns(row) | keys
 
 
@@ -104,11 +98,10 @@ def rows_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table
         values = [row[field.name] for row in rows]
         if pa.types.is_fixed_size_list(field.type):
             there = np.array([value is not None for value in values])
-            flat = np.zeros((len(values), field.type.list_size), dtype=np.float32)
+            vectors = np.zeros((len(values), field.type.list_size), dtype=np.float32)
             for place in np.flatnonzero(there):
-                flat[place] = values[place]
-            flat = pa.array(flat.reshape(-1))
-            columns.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type, mask=pa.array(~there)))
+                vectors[place] = values[place]
+            columns.append(vector_array(vectors, there).cast(field.type))
         else:
             columns.append(pa.array(values, field.type))
     return pa.table(columns, schema=schema)
@@ -130,7 +123,3 @@ def make_thumbnail(picture: bytes) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=THUMBNAIL_QUALITY)
     return buffer.getvalue()
-
-
-def _key(parts: list[Any]) -> bytes:
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=KEY_BYTES).digest()

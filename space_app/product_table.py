@@ -16,8 +16,10 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 from lancedb.expr import Expr, col
 
+from moon2_training.vector_columns import vector_column
+
 from .index_manifest import read_manifest
-from .indexed_rows import PRODUCT_COLUMNS, SHOWN_COLUMNS, row_schema, vector_column
+from .indexed_rows import PRODUCT_COLUMNS, SHOWN_COLUMNS, row_schema
 
 TABLE = "products"
 FRESHNESS = timedelta(seconds=5)  # after which another process's changes are seen

@@ -30,6 +30,9 @@ VERBS = {
     "validate": Verb("moon2_training.validate:main", "look through a data set and a recipe before a long run"),
     "train": Verb("moon2_training.train:main", "fit an encoder to a catalogue and its click log"),
     "evaluate": Verb("moon2_training.evaluate:main", "score encoders side by side: retrieval, categories, attributes"),
+    "encode": Verb(
+        "moon2_training.encode_catalogue:main", "encode a whole catalogue into Parquet files or a Lance table"
+    ),
     "push": Verb("moon2_training.push:main", "put a saved encoder on the Hub"),
     "index": Verb(
         "moon2_space.index_command:main", "put a catalogue into an index on disk, or bring it up to date", "space"

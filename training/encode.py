@@ -202,7 +202,11 @@ class Encoder:
         return views
 
     def encode_windows(
-        self, windows: Iterable[Sequence[dict[str, Any]]], views: Sequence[str] = VIEWS, lenient: bool = False
+        self,
+        windows: Iterable[Sequence[dict[str, Any]]],
+        views: Sequence[str] = VIEWS,
+        lenient: bool = False,
+        advance: Callable[[int], Any] = lambda items: None,
     ) -> Iterator[Encoded]:
         """Encode a stream of items of any length, window by window; the next window is read meanwhile.
 
@@ -212,6 +216,7 @@ class Encoder:
             views: which; of an item that lacks one, the vectors are zero.
             lenient: leave out a picture that cannot be read, and an item of which nothing is left, and tell of it in
                 `losses`.
+            advance: is told of every batch how many items are done.
 
         Returns:
             The embeddings of every window, in order; computed as they are asked for.
@@ -240,6 +245,7 @@ class Encoder:
                 for view in views:
                     encoded.vectors[view][batch.rows] = getattr(found, view)
                     encoded.present[view][batch.rows] = present[view]
+            advance(len(batch.rows))
             if batch.last:
                 encoded.losses.sort()
                 yield encoded
