@@ -125,8 +125,15 @@ def encode_shards(
                 read.append(window)
                 yield window.items
 
+    told = 0
+
+    def tell(items: int) -> None:
+        nonlocal told
+        told += items
+        advance(items)
+
     writer, record = None, None
-    for encoded in encoder.encode_windows(windows(), job.views, lenient=True, advance=advance):
+    for encoded in encoder.encode_windows(windows(), job.views, lenient=True, advance=tell):
         window = read.popleft()
         if record is None:
             record = ShardRecord(window.shard)
@@ -138,7 +145,8 @@ def encode_shards(
         record.unchanged += window.unchanged
         record.linked += window.linked
         record.errors += sorted(window.errors)
-        advance(window.seen - num_encoded)
+        advance(window.seen - told)  # what needed no encoder
+        told = 0
         if window.last:
             writer.close(job.notes)
             files.finish(record)
