@@ -54,11 +54,11 @@ class ParquetPart:
     """
 
     def __init__(self, path: str, name: str, files: AbstractFileSystem | None = None) -> None:
-        self.path, self.name, self.files = path, name, files
+        self.path, self.name, self.files = path if files else os.path.abspath(path), name, files
         with self._open() as parquet:
             self.num_rows = parquet.metadata.num_rows
         if files is None:
-            state = os.stat(path)
+            state = os.stat(self.path)
             self.fingerprint = f"{Path(path).resolve()} {state.st_size} {state.st_mtime_ns}"
         else:
             self.fingerprint = f"{path} {files.info(path)['size']}"  # the path of a file on the Hub names the commit
@@ -111,7 +111,7 @@ class LancePart:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.name
+        self.path, self.name = path.absolute(), path.name
         self.version: int | None = None
         self.version = self._table.version
         self.num_rows = self._table.count_rows()
@@ -158,6 +158,7 @@ class ProductStream:
     Attributes:
         parts: the files and tables.
         from_hub: whether one is of the Hub, whose paths of pictures are nothing on this machine.
+        root: where relative paths of pictures start.
         num_rows: of all of them.
         fingerprint: changes when a file does.
 
@@ -179,6 +180,7 @@ class ProductStream:
         if len({part.name for part in self.parts}) < len(self.parts):
             for part in self.parts:
                 part.name = str(part.path)
+        self.root = Path.cwd()
         self.num_rows = sum(part.num_rows for part in self.parts)
         told = "\n".join(part.fingerprint for part in self.parts)
         self.fingerprint = hashlib.blake2b(told.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

@@ -23,10 +23,6 @@ WINDOW_BYTES = 128 << 20  # of pictures in a window; two windows are in memory
 NOTHING = ": neither title nor image; give at least one"
 
 
-class UnusableProduct(ValueError):
-    """A product that cannot be encoded whole; the message names it."""
-
-
 @dataclass(frozen=True)
 class ShardJob:
     """What is encoded, and how; can be pickled, for processes that see the same files.
@@ -110,8 +106,7 @@ def encode_shards(
         The record of every shard, when its file and record are written.
 
     Raises:
-        UnusableProduct: a product cannot be encoded whole, and the job raises errors.
-        SchemaError: a file of the catalogue is damaged.
+        ValueError: a product cannot be encoded whole, and the job raises errors, or a file is damaged.
     """
     stored = StoredVectors(job.stored)
     staying = {} if job.unchanged_in is None else dict(lance_keys(job.unchanged_in))
@@ -137,7 +132,7 @@ def encode_shards(
         window = read.popleft()
         if record is None:
             record = ShardRecord(window.shard)
-            writer = ShardWriter(files.path(window.shard), schema, use_dictionary=False)
+            writer = ShardWriter(files.unfinished(), schema, use_dictionary=False)
         table, num_encoded = _table(job, window, encoded, stored, schema)
         writer.write(table)
         record.rows += len(table)
@@ -149,7 +144,7 @@ def encode_shards(
         told = 0
         if window.last:
             writer.close(job.notes)
-            files.finish(record)
+            files.finish(record, writer.path)
             yield record
             writer, record = None, None
 
@@ -200,7 +195,7 @@ def _product(stream: ProductStream, row: int, values: Mapping[str, Any]) -> _Pro
         if not data and path and not stream.from_hub:
             linked = True
             try:
-                data = Path(path).read_bytes()
+                data = (stream.root / path).read_bytes()
             except (OSError, ValueError):
                 pass
         pictures.append({"bytes": data, "path": None if stream.from_hub else path})
@@ -211,7 +206,7 @@ def _product(stream: ProductStream, row: int, values: Mapping[str, Any]) -> _Pro
 
 def _lose(job: ShardJob, window: _Window, row: int, product_id: str, message: str, dropped: bool) -> None:
     if job.raise_errors:
-        raise UnusableProduct(f"{job.stream.place(row)}, product {product_id}{message}")
+        raise ValueError(f"{job.stream.place(row)}, product {product_id}{message}")
     window.errors.append([row, product_id, message, dropped])
 
 

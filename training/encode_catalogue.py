@@ -95,7 +95,7 @@ class EncodeArguments:
         default=None, metadata={"help": "Of a Ray cluster; one is started on this machine if not given."}
     )
     ray_workers: int | None = field(
-        default=None, metadata={"help": "Encoders at a time; one for each GPU, or each node, if not given."}
+        default=None, metadata={"help": "Encoders at a time; one for each GPU, or for each node, if not given."}
     )
 
     def __post_init__(self):
@@ -122,7 +122,7 @@ class EncodeArguments:
 
 
 def load_for_encoding(
-    model: str, dtype: str = "auto", quantization: str = "none", gpu: bool | None = None
+    model: str, dtype: str = "auto", quantization: str = "none", gpu: bool | None = None, on_cpu: bool = False
 ) -> tuple[PreTrainedModel, ProcessorMixin, str]:
     """Load an encoder as `moon2 encode` uses it.
 
@@ -131,6 +131,7 @@ def load_for_encoding(
         dtype: of the weights; "auto" is bfloat16 on an accelerator, else as they are saved.
         quantization: "none" or "int8".
         gpu: whether there will be an accelerator, which decides "auto"; None: whether there is one here.
+        on_cpu: leave it on the CPU.
 
     Returns:
         (model, processor, the fingerprint of both before they are quantised).
@@ -141,12 +142,12 @@ def load_for_encoding(
     if gpu is None:
         gpu = torch.accelerator.current_accelerator(check_available=True) is not None
     if quantization == "int8":
-        options: dict[str, Any] = {"dtype": torch.float32, "device_map": "cpu"}
+        options, on_cpu = {"dtype": torch.float32}, True
     elif dtype == "auto":
         options = {"dtype": torch.bfloat16} if gpu else {}
     else:
         options = {"dtype": getattr(torch, dtype)}
-    loaded, processor = load_encoder(model, **options)
+    loaded, processor = load_encoder(model, **options, **({"device_map": "cpu"} if on_cpu else {}))
     fingerprint = encoder_fingerprint(loaded, processor)
     if quantization == "int8":
         quantize_int8(loaded)
@@ -175,7 +176,7 @@ def encode_catalogue(arguments: EncodeArguments, progress: bool = True) -> dict[
     stream = ProductStream(arguments.products)
     stream.refuse_repeated_ids()
     engine = _engine(arguments)
-    width = engine.encoder.width
+    width = engine.width
     dimension = arguments.truncate_dim or width
     if dimension > width:
         raise ValueError(f"truncate_dim={dimension}; the encoder's vectors have {width} numbers, give fewer")
@@ -193,15 +194,15 @@ def encode_catalogue(arguments: EncodeArguments, progress: bool = True) -> dict[
             return before | {"message": f"nothing has changed: {before['products']:,} products in {output.out}"}
         job = ShardJob(
             stream=stream,
-            folder=output.partial,
+            folder=output.partial.absolute(),  # as are all paths, for workers elsewhere
             shard_rows=arguments.shard_rows,
             views=tuple(arguments.views),
             vector_dtype=arguments.vector_dtype,
             dimension=dimension,
             raise_errors=arguments.on_error == "raise",
-            stored=tuple(stored),
+            stored=tuple(file.absolute() for file in stored),
             stored_errors=output.stored_errors(before),
-            unchanged_in=output.out if output.is_lance and before is not None else None,
+            unchanged_in=output.out.absolute() if output.is_lance and before is not None else None,
             notes=identity,
         )
         todo = [number for number in range(job.num_shards) if number not in records]
@@ -241,6 +242,7 @@ class LocalEngine:
             arguments.model, arguments.dtype, arguments.quantization
         )
         self.encoder = Encoder(model, processor, arguments.batch_size, arguments.workers)
+        self.width = self.encoder.width
 
     def encode_shards(self, job: ShardJob, numbers: Sequence[int], advance: Any) -> Iterator[ShardRecord]:
         """See `encode_shards`."""
@@ -250,8 +252,10 @@ class LocalEngine:
 def _engine(arguments: EncodeArguments) -> Any:
     if arguments.engine == "local":
         return LocalEngine(arguments)
-    from .ray_engine import RayEngine
-
+    try:
+        from .ray_engine import RayEngine
+    except ModuleNotFoundError as error:
+        raise ValueError(f'engine=ray: {error}; pip install "moon2[scale]"') from error
     return RayEngine(arguments)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,20 +82,28 @@ class ShardFiles:
         """Of a shard."""
         return self.vectors / f"vectors-{number:05d}.parquet"
 
-    def finish(self, record: ShardRecord) -> None:
-        """Record a shard whose file is there."""
-        record.sha256 = sha256_of(self.path(record.number))
+    def unfinished(self) -> Path:
+        """A path for a shard that is being written, which no other process has."""
+        return self.vectors / f".{uuid.uuid4().hex}.parquet"
+
+    def finish(self, record: ShardRecord, written: Path) -> None:
+        """Give a shard its name, and record it."""
+        record.sha256 = sha256_of(written)
+        written.replace(self.path(record.number))
         write_text(self.records / f"{record.number:05d}.json", json.dumps(record.__dict__))
+
+    def record(self, number: int) -> ShardRecord | None:
+        """Of a shard that is done; None of one that is not."""
+        path, file = self.records / f"{number:05d}.json", self.path(number)
+        if not (path.exists() and file.exists()):
+            return None
+        record = ShardRecord(**json.loads(path.read_text(encoding="utf-8")))
+        return record if sha256_of(file) == record.sha256 else None
 
     def finished(self) -> dict[int, ShardRecord]:
         """The shards that are done."""
-        found = {}
-        for path in sorted(self.records.glob("*.json")):
-            record = ShardRecord(**json.loads(path.read_text(encoding="utf-8")))
-            file = self.path(record.number)
-            if file.exists() and sha256_of(file) == record.sha256:
-                found[record.number] = record
-        return found
+        records = (self.record(int(path.stem)) for path in sorted(self.records.glob("*.json")))
+        return {record.number: record for record in records if record is not None}
 
 
 class VectorsOutput:
@@ -196,7 +205,7 @@ class VectorsOutput:
                 self._set_aside()
         for folder in (self.shards.vectors, self.shards.records):
             folder.mkdir(exist_ok=True)
-            for part in folder.glob(".*.part"):
+            for part in folder.glob(".*"):
                 part.unlink()
         write_text(plan_path, json.dumps(wanted))
         return manifest
