@@ -93,10 +93,13 @@ class RayEngine:
         """Connect to the cluster, or start one on this machine, unless this process has one."""
         if ray.is_initialized():
             return
-        if self.arguments.ray_address:
-            ray.init(address=self.arguments.ray_address, log_to_driver=False)
-        else:
+        address = self.arguments.ray_address
+        if address is None:
             ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address=LOOPBACK)
+        elif address.startswith(LOOPBACK):  # which Ray would take for this machine's address in the network
+            ray.init(address=address, log_to_driver=False, _node_ip_address=LOOPBACK)
+        else:
+            ray.init(address=address, log_to_driver=False)
 
 
 class ShardWorker:

@@ -2,12 +2,18 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
+import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "moon2[scale]"')
+
+from ray.cluster_utils import Cluster  # noqa: E402
 
 from moon2_training import ray_engine  # noqa: E402
 from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue  # noqa: E402
@@ -31,17 +37,29 @@ def catalogue(shop, tmp_path) -> Path:
     return path
 
 
-@pytest.fixture
-def one_node():
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=MEMORY,
-        _node_ip_address=ray_engine.LOOPBACK,
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind((ray_engine.LOOPBACK, 0))
+        return listening.getsockname()[1]
+
+
+def node() -> dict:
+    """What a node is started with; with ports of its own it need not wait until its agents tell theirs."""
+    ports = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    given = {"num_cpus": 1, "node_ip_address": ray_engine.LOOPBACK, "object_store_memory": MEMORY}
+    return given | {name: free_port() for name in ports}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster on this machine, of one node with two processors."""
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # of a machine that has much to do
+    started = Cluster(
+        initialize_head=True, head_node_args=node() | {"num_cpus": 2, "include_dashboard": False, "no_monitor": True}
     )
-    yield
+    yield started
     ray.shutdown()
+    started.shutdown()
 
 
 def encode(model: str, catalogue: Path, output: Path, **options) -> dict:
@@ -74,12 +92,12 @@ def dying_worker(flags: Path) -> type:
     return DyingWorker
 
 
-def test_workers_that_die_lose_nothing_and_double_nothing(model, catalogue, tmp_path, one_node, monkeypatch):
+def test_workers_that_die_lose_nothing_and_double_nothing(model, catalogue, tmp_path, cluster, monkeypatch):
     encode(model, catalogue, tmp_path / "local")
     flags = tmp_path / "flags"
     flags.mkdir()
     monkeypatch.setattr(ray_engine, "ShardWorker", dying_worker(flags))
-    told = encode(model, catalogue, tmp_path / "ray", engine="ray", ray_workers=2)
+    told = encode(model, catalogue, tmp_path / "ray", engine="ray", ray_workers=2, ray_address=cluster.address)
     assert sorted(path.name for path in flags.iterdir()) == ["1", "3"]
     assert told["encoded"] == 24
     assert_same(tables(tmp_path / "ray"), tables(tmp_path / "local"))
@@ -88,8 +106,49 @@ def test_workers_that_die_lose_nothing_and_double_nothing(model, catalogue, tmp_
     assert "nothing has changed" in encode(model, catalogue, tmp_path / "ray")["message"]
     products = pq.read_table(catalogue).slice(3)
     pq.write_table(products, catalogue)
-    told = encode(model, catalogue, tmp_path / "local", engine="ray")
+    told = encode(model, catalogue, tmp_path / "local", engine="ray", ray_address=cluster.address)
     assert (told["encoded"], told["unchanged"]) == (0, 21)
+
+
+def waiting_worker(flags: Path, node_id: str) -> type:
+    """A worker that, on one node, stays at its first shard until that node is gone."""
+
+    class WaitingWorker(ray_engine.ShardWorker):
+        def __call__(self, batch):
+            if ray.get_runtime_context().get_node_id() == node_id:
+                (flags / "busy").touch()
+                time.sleep(600)
+            return super().__call__(batch)
+
+    return WaitingWorker
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_loses_nothing_and_doubles_nothing(model, catalogue, tmp_path, cluster, monkeypatch):
+    encode(model, catalogue, tmp_path / "local")
+    second = cluster.add_node(**node())
+    cluster.wait_for_nodes()
+    flags = tmp_path / "flags"
+    flags.mkdir()
+    monkeypatch.setattr(ray_engine, "ShardWorker", waiting_worker(flags, second.node_id))
+
+    def remove() -> None:
+        while not (flags / "busy").exists():
+            time.sleep(0.1)
+        cluster.remove_node(second, allow_graceful=False)
+
+    threading.Thread(target=remove, daemon=True).start()
+    told = encode(model, catalogue, tmp_path / "ray", engine="ray", ray_workers=3, ray_address=cluster.address)
+    assert (flags / "busy").exists() and told["encoded"] == 24
+    assert_same(tables(tmp_path / "ray"), tables(tmp_path / "local"))
+
+
+def test_a_product_that_cannot_be_encoded_is_named_by_the_command(model, catalogue, tmp_path, cluster):
+    table = pq.read_table(catalogue)
+    titles = [None if row == 3 else title for row, title in enumerate(table["title"].to_pylist())]
+    pq.write_table(table.set_column(1, "title", pa.array(titles)), catalogue)  # product 3 has no picture either
+    with pytest.raises(ValueError, match="^products.parquet row 3, product p3: neither title nor image"):
+        encode(model, catalogue, tmp_path / "ray", engine="ray", ray_address=cluster.address, on_error="raise")
 
 
 def assert_same(found: dict[str, list[dict]], expected: dict[str, list[dict]]) -> None:
