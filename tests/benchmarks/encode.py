@@ -176,7 +176,7 @@ def measure_ratio(bench: EncodeBench) -> None:
         for name, of in seconds.items()
     ]
     bench.table("encode against forward", rows)
-    reached = dense / seconds["moon2 encode"]
+    reached = seconds["dense forward"] / seconds["moon2 encode"]
     kept = seconds["split forward"] / seconds["moon2 encode"]
     print(
         f"\nencoding reaches {reached:.2f} of the dense forward ({TARGET} wanted); of the forward of its own model "

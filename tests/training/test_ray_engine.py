@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # before Ray reads it; a busy machine takes its time
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "moon2[scale]"')
 
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -53,7 +54,6 @@ def node() -> dict:
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster on this machine, of one node with two processors."""
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # of a machine that has much to do
     started = Cluster(
         initialize_head=True, head_node_args=node() | {"num_cpus": 2, "include_dashboard": False, "no_monitor": True}
     )
