@@ -107,7 +107,7 @@ class LancePart:
         path: of the table's folder, NAME.lance.
 
     Raises:
-        ImportError: lancedb is not installed.
+        SchemaError: lancedb is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -135,7 +135,7 @@ class LancePart:
         try:
             import lancedb
         except ImportError as error:
-            raise ImportError(f'{self.name}: to read a Lance table, pip install "lancedb>=0.40"') from error
+            raise SchemaError(f'{self.name}: to read a Lance table, pip install "lancedb>=0.40"') from error
         table = lancedb.connect(self.path.parent).open_table(self.path.stem)
         if self.version is not None:  # in another process: the same rows
             table.checkout(self.version)
@@ -164,8 +164,7 @@ class ProductStream:
 
     Raises:
         FileNotFoundError: there is nothing.
-        ImportError: a Lance table, and lancedb is not installed.
-        SchemaError: a file cannot be read as Parquet, or has no products in it.
+        SchemaError: a file cannot be read, has no products in it, or is a Lance table and lancedb is not installed.
 
     Example:
         >>> stream = ProductStream("shop/products-train.parquet")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,14 +15,14 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
-from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
 from modeling_moon2 import Moon2Config, Moon2Routing
 from modeling_moon2.layout_moon2 import sequence_packing, vision_layout
 from modeling_moon2.processing_moon2 import load_image, text_parts
+
+from .encoded_pictures import UNREADABLE, decode_picture, picture_size
 
 VIEWS = ("text", "image", "multimodal")
 BATCHES_PER_WINDOW = 64  # items are sorted by length within a window, so that reading stays nearly sequential
@@ -33,7 +31,6 @@ IMAGES_PER_PRODUCT = 4
 MAX_WORKERS = 4  # a thread holds a batch of decoded pictures
 # What differs between a model in memory and the same one saved and loaded; the weights tell their types themselves.
 NOT_IN_FINGERPRINT = ("_name_or_path", "architectures", "auto_map", "dtype", "processor_class", "transformers_version")
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Views(NamedTuple):
@@ -358,7 +355,7 @@ class Encoder:
         image_processor = self.processor.image_processor
         for image in images:
             try:
-                patches = image_processor.get_number_of_image_patches(*_height_width(image))
+                patches = image_processor.get_number_of_image_patches(*picture_size(image))
             except UNREADABLE:  # said with the item's name when its batch is made
                 continue
             length += patches // image_processor.merge_size**2
@@ -367,7 +364,9 @@ class Encoder:
     def _inputs(self, items: Sequence[dict[str, Any]], rows: np.ndarray, view: str | None, lenient: bool) -> _Batch:
         taken = {row: take_view(items[row], row, view or "multimodal") for row in rows.tolist()}
         budget = self.processor.image_processor.size["longest_edge"]
-        taken = {row: (text, [_decode(image, budget) for image in images]) for row, (text, images) in taken.items()}
+        taken = {
+            row: (text, [decode_picture(image, budget) for image in images]) for row, (text, images) in taken.items()
+        }
         if not taken:
             return _Batch(rows, None, [])
         try:
@@ -521,43 +520,3 @@ def take_view(item: dict[str, Any], row: int, view: str) -> tuple[str | Mapping 
     if not (has_text or has_image):
         raise ValueError(f"{item_name(item, row)} has neither text nor image; give at least one")
     return (None if view == "image" else text), ([] if view == "text" else images)
-
-
-def _file(image: Any) -> io.BytesIO | str | os.PathLike | None:
-    """What `Image.open` reads an encoded image from; None for one that is decoded."""
-    if isinstance(image, dict):
-        image = image["bytes"] or image["path"]
-    if isinstance(image, bytes | bytearray | memoryview):
-        return io.BytesIO(image)
-    return image if isinstance(image, str | os.PathLike) else None
-
-
-def _height_width(image: Any) -> tuple[int, int]:
-    """Size of an image in pixels, read from the header if it is encoded."""
-    file = _file(image)
-    if file is None:
-        height, width = image.size[::-1] if isinstance(image, Image.Image) else np.shape(image)[:2]
-        return height, width
-    with Image.open(file) as opened:
-        return opened.height, opened.width
-
-
-def _decode(image: Any, budget: int) -> Any:
-    """Decode an encoded JPEG, one of many times the model's pixel budget directly at a fraction of its size.
-
-    Along each side at least twice what the budget allows is kept, so the resizing that follows still does the
-    filtering. Other images are left to the processor.
-    """
-    file = _file(image)
-    if file is None:
-        return image
-    try:
-        with Image.open(file) as opened:
-            if not isinstance(opened, JpegImageFile):
-                return image
-            scale = math.sqrt(4 * budget / (opened.width * opened.height))
-            opened.draft(None, (math.ceil(opened.width * scale), math.ceil(opened.height * scale)))
-            opened.load()
-            return opened
-    except UNREADABLE:  # the processor says what is wrong
-        return image

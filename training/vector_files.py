@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,16 @@ class VectorsOutput:
         partial: OUT.partial.
         manifest_path: OUT.json.
         shards: those of OUT.partial.
+
+    Raises:
+        ValueError: a Lance table is to be written, and lancedb is not installed.
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
         self.out, self.identity, self.overwrite = out, dict(identity), overwrite
         self.is_lance = out.suffix == LANCE
+        if self.is_lance and find_spec("lancedb") is None:
+            raise ValueError(f'{out}: to write a Lance table, pip install "lancedb>=0.40"')
         self.partial = out.with_name(out.name + PARTIAL)
         self.manifest_path = out.with_name(out.name + ".json")
         self.shards = ShardFiles(self.partial)

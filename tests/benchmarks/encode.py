@@ -42,8 +42,9 @@ from moon2_dataset.demo_catalogue import render_demo_catalogue
 from moon2_dataset.product_stream import ProductStream
 from moon2_dataset.shards import ShardWriter
 from moon2_training.catalogue_shards import ShardJob, _product, encode_shards
-from moon2_training.encode import Encoder, _decode
+from moon2_training.encode import Encoder
 from moon2_training.encode_catalogue import load_for_encoding
+from moon2_training.encoded_pictures import decode_picture
 from moon2_training.evaluate import evaluate_encoder
 from moon2_training.mini import MiniConfig, build_mini, train_tokenizer
 from moon2_training.vector_columns import vector_array
@@ -193,7 +194,7 @@ def measure_parts(bench: EncodeBench) -> None:
     encoder = bench.encoder()
     read = catalogue_items(stream)
     budget = bench.processor.image_processor.size["longest_edge"]
-    decoded = [[load_image(_decode(image, budget)) for image in item["images"]] for item in read]
+    decoded = [[load_image(decode_picture(image, budget)) for image in item["images"]] for item in read]
     starts = range(0, items, bench.options.batch_size)
     taken = [
         {row: (read[row]["text"], decoded[row]) for row in range(start, min(start + bench.options.batch_size, items))}
@@ -214,7 +215,7 @@ def measure_parts(bench: EncodeBench) -> None:
     seconds = bench.alternate(
         {
             "read and digest": lambda: catalogue_items(stream),
-            "decode": lambda: [[load_image(_decode(i, budget)) for i in item["images"]] for item in read],
+            "decode": lambda: [[load_image(decode_picture(i, budget)) for i in item["images"]] for item in read],
             "processor": lambda: [encoder._processed(part, VIEW) for part in taken],
             "forward": lambda: forward(bench.model("split"), batches),
             "write": write,

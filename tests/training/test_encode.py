@@ -13,6 +13,7 @@ from transformers import AutoConfig
 import moon2_training.encode as encode_module
 from moon2_dataset import PRODUCT_FEATURES, QUERY_FEATURES
 from moon2_training.encode import Encoder, ProductItems, QueryItems, encoder_fingerprint, load_encoder
+from moon2_training.encoded_pictures import decode_picture
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -200,7 +201,7 @@ def test_no_items_give_no_rows(encoder):
 def test_large_jpegs_are_decoded_small_with_little_change(encoder):
     budget = encoder.processor.image_processor.size["longest_edge"]
     large = photo(2400, 1600)
-    small = encode_module._decode(encoded(large, "JPEG", quality=95), budget)
+    small = decode_picture(encoded(large, "JPEG", quality=95), budget)
     assert small.width * small.height < large.width * large.height / 16
     assert small.width * small.height >= 4 * budget
     item = {"text": None, "images": [encoded(large, "JPEG", quality=95)]}
@@ -212,7 +213,7 @@ def test_large_jpegs_are_decoded_small_with_little_change(encoder):
 
 def test_jpegs_near_the_budget_are_decoded_whole(encoder):
     image = encoded(photo(90, 70), "JPEG")
-    assert encode_module._decode(image, encoder.processor.image_processor.size["longest_edge"]).size == (90, 70)
+    assert decode_picture(image, encoder.processor.image_processor.size["longest_edge"]).size == (90, 70)
 
 
 def test_a_large_turned_jpeg_is_turned_upright(encoder):

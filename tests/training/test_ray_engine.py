@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # before Ray reads it; a busy machine takes its time
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "moon2[scale]"')
 
 from ray.cluster_utils import Cluster  # noqa: E402
