@@ -19,6 +19,7 @@ from lancedb.query import MatchQuery
 from moon2_training.encode import VIEWS, Encoder, encoder_fingerprint
 from moon2_training.evaluate import AnyEncoder
 from moon2_training.vector_columns import VECTOR_COLUMNS, vector_column
+from moon2_training.written_vectors import WrittenVectors
 
 from .ann_index import ANN_FROM, approximately, build_ann, is_outgrown, is_scattered
 from .catalogue_source import RowError
@@ -141,6 +142,7 @@ class CatalogueIndex(ProductTable):
         progress: Progress | None = None,
         cancel: Cancel | None = None,
         total: int | None = None,
+        vectors: WrittenVectors | None = None,
     ) -> Changes:
         """Add products, and replace those whose id is there. What has not changed is passed over.
 
@@ -154,6 +156,7 @@ class CatalogueIndex(ProductTable):
             progress: is told after every batch how many products are done, and `total`.
             cancel: a `threading.Event` or a function; asked before every batch.
             total: how many there are, if known.
+            vectors: that `moon2 encode` wrote with this encoder; a product that is there unchanged is not encoded.
 
         Raises:
             ValueError: another writer is at work.
@@ -167,7 +170,7 @@ class CatalogueIndex(ProductTable):
                 batch = list(itertools.islice(iterator, BATCH_PRODUCTS))
                 if not batch:
                     break
-                self._add_batch(batch, counts["done"], known, counts, errors)
+                self._add_batch(batch, counts["done"], known, counts, errors, vectors)
                 counts["done"] += len(batch)
                 if progress is not None:
                     progress(counts["done"], total)
@@ -272,6 +275,7 @@ class CatalogueIndex(ProductTable):
         known: dict[str, tuple[bytes, bytes]],
         counts: Counter[str],
         errors: list[RowError],
+        vectors: WrittenVectors | None,
     ) -> None:
         last = {product["product_id"]: first + place for place, product in enumerate(batch)}
         rows: list[dict[str, Any]] = []
@@ -289,7 +293,7 @@ class CatalogueIndex(ProductTable):
                 rows.append(row)
         same = [row["product_id"] for row in rows if known.get(row["product_id"], ())[1:] == (row["encoded_key"],)]
         before = self.products(same, [*VECTOR_COLUMNS, "thumbnail"])
-        self._encode([row for row in rows if row["product_id"] not in before], errors)
+        taken = self._encode([row for row in rows if row["product_id"] not in before], errors, vectors)
         for row in rows:
             row |= before.get(row["product_id"], {})
         rows = [row for row in rows if vector_column("multimodal") in row]
@@ -303,10 +307,14 @@ class CatalogueIndex(ProductTable):
         else:
             self._table.add(data, on_bad_vectors="null")
         known.update((row["product_id"], (row["content_key"], row["encoded_key"])) for row in rows)
-        counts.update(added=len(rows) - replaced, replaced=replaced, encoded=len(rows) - len(before))
+        counts.update(added=len(rows) - replaced, replaced=replaced, encoded=len(rows) - len(before) - taken)
 
-    def _encode(self, rows: Sequence[dict[str, Any]], errors: list[RowError]) -> None:
-        """Give rows a thumbnail and the vectors of their views; one that cannot be encoded gets none."""
+    def _encode(self, rows: Sequence[dict[str, Any]], errors: list[RowError], vectors: WrittenVectors | None) -> int:
+        """Give rows a thumbnail and the vectors of their views; one that cannot be encoded gets none.
+
+        Returns:
+            Rows whose vectors were written before.
+        """
         good = []
         for row in rows:
             try:
@@ -314,8 +322,14 @@ class CatalogueIndex(ProductTable):
                 good.append(row)
             except ValueError as error:
                 errors.append(RowError(row["number"], row["product_id"], f"its picture: {error}"))
+        taken = 0
+        if vectors is not None:
+            written = vectors.get([row["product_id"] for row in good], [row["encoded_key"].hex() for row in good])
+            for row in good:
+                row |= written.get(row["product_id"], {})
+            taken, good = len(written), [row for row in good if row["product_id"] not in written]
         if not good:
-            return
+            return taken
         try:
             self._give_vectors(good)
         except ValueError:  # one of them; which, is found alone
@@ -324,6 +338,7 @@ class CatalogueIndex(ProductTable):
                     self._give_vectors([row])
                 except ValueError as error:
                     errors.append(RowError(row["number"], row["product_id"], str(error)))
+        return taken
 
     def _give_vectors(self, rows: Sequence[dict[str, Any]]) -> None:
         views = self.encoder.encode_views([row_item(row) for row in rows], progress=False)

@@ -13,6 +13,7 @@ from trl import TrlParser
 
 from moon2_dataset.build.mapping import parse_columns
 from moon2_training.encode import Encoder, load_encoder
+from moon2_training.written_vectors import WrittenVectors
 
 from .bundled_model import BUNDLED_MODEL
 from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
@@ -66,6 +67,11 @@ class IndexArguments:
         default=False,
         metadata={"help": "Where the index was made with another encoder: encode its products with this one."},
     )
+    vectors: str | None = field(
+        default=None,
+        metadata={"help": "What moon2 encode --views text image multimodal wrote with this encoder; products that are "
+                  "unchanged since are not encoded again."},
+    )  # fmt: skip
     errors: str | None = field(default=None, metadata={"help": "CSV file to write all row errors to."})
 
     def __post_init__(self):
@@ -73,6 +79,8 @@ class IndexArguments:
             raise ValueError("nothing to do; give a catalogue, --delete ID or --reindex true")
         if self.prune and not self.catalogue:
             raise ValueError("prune needs the catalogue that tells which products stay; give one")
+        if self.vectors and not self.catalogue:
+            raise ValueError("vectors are for the products of a catalogue; give one")
         if self.max_rows < 1:
             raise ValueError(f"max_rows={self.max_rows}; give 1 or more")
         if self.image_root is not None and not Path(self.image_root).is_dir():
@@ -157,8 +165,12 @@ def add_catalogue(arguments: IndexArguments, folder: CatalogueFolder, index: Cat
     with CatalogueSource(arguments.catalogue, folder.scratch, given, root, limits) as source:
         print("\n".join(source.explain()))
         there: set[str] = set()
+        vectors = None
+        if arguments.vectors:
+            manifest = index.manifest
+            vectors = WrittenVectors(arguments.vectors, manifest["fingerprint"], manifest["dimension"])
         with Bar("index") as bar:
-            changes = index.add(_noting_ids(source, there), bar.update, total=source.num_rows)
+            changes = index.add(_noting_ids(source, there), bar.update, total=source.num_rows, vectors=vectors)
         errors = [*source.errors, *changes.errors]
     print(
         f"{changes.added:,} added, {changes.replaced:,} replaced, {changes.unchanged:,} as before; "

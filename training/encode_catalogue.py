@@ -159,7 +159,8 @@ def encode_catalogue(arguments: EncodeArguments, progress: bool = True) -> dict[
 
     Written is OUTPUT, vectors in the order of the catalogue (a Lance table: in any order), and OUTPUT.json, which
     tells what it is. Until all is done the work lies in OUTPUT.partial, and OUTPUT stays as it was. A run that was
-    killed at any point and is repeated on the same machine ends with the same bytes as one that was not.
+    killed at any point and is repeated ends with the same bytes as one that was not, if the device computes alike
+    twice, as CPUs do.
 
     Args:
         arguments: what to encode, and how.

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import csv
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from moon2_space.catalogue_folder import CatalogueFolder
 from moon2_space.index_command import main
 from moon2_space.product_table import ProductTable
+from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue
 from moon2_training.mini import build_mini
 
 
@@ -85,3 +88,34 @@ def test_another_model_needs_a_reindex(run, saved_model, catalogue, tiny_config,
 def test_wrong_options_are_refused(run, options, told):
     with pytest.raises(ValueError, match=told):
         run(*options)
+
+
+@pytest.mark.parametrize("out", ["vectors", "vectors.lance"])
+def test_vectors_that_were_written_are_taken_and_only_what_changed_is_encoded(run, saved_model, shop, tmp_path, out):
+    products, out = tmp_path / "products.parquet", tmp_path / out
+    shop.products.to_parquet(products)
+    options = {"views": ["text", "image", "multimodal"], "batch_size": 4}
+    encode_catalogue(EncodeArguments(str(saved_model), [str(products)], str(out), **options), progress=False)
+    changed = shop.products.to_list()
+    changed[5]["title"] = "Lumo red mug"
+    Dataset.from_list(changed, features=shop.products.features).to_parquet(products)
+    printed = run(products, "--model", saved_model, "--vectors", out)
+    assert "24 added, 0 replaced, 0 as before; 1 encoded" in printed
+    taken = {view: dict(zip(*table(tmp_path).vectors(view), strict=True)) for view in options["views"]}
+    run(products, "--model", saved_model, "--data_dir", tmp_path / "fresh")
+    for view, vectors in taken.items():
+        ids, fresh = ProductTable(CatalogueFolder(tmp_path / "fresh").current()).vectors(view)
+        assert sorted(ids) == sorted(vectors)
+        np.testing.assert_allclose(np.stack([vectors[name] for name in ids]), fresh, atol=1e-5)
+
+
+def test_vectors_that_do_not_fit_are_refused(run, saved_model, shop, tmp_path):
+    products, out = tmp_path / "products.parquet", tmp_path / "vectors"
+    shop.products.to_parquet(products)
+    encode_catalogue(EncodeArguments(str(saved_model), [str(products)], str(out)), progress=False)
+    with pytest.raises(ValueError, match="views is .*the index needs .*encode with --views text image multimodal"):
+        run(products, "--model", saved_model, "--vectors", out)
+    with pytest.raises(FileNotFoundError, match="no vectors there"):
+        run(products, "--model", saved_model, "--vectors", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="give one"):
+        run("--delete", "p1", "--vectors", out)
