@@ -248,11 +248,13 @@ class VectorsOutput:
             What OUT.json says.
         """
         files = []
+        kept = {number for number, record in records.items() if record.rows} or {0}
         for number, record in sorted(records.items()):
-            if record.rows or number == 0:
-                files.append({"file": self.shards.path(number).name, "rows": record.rows, "sha256": record.sha256})
+            path = self.shards.path(number)
+            if number in kept:
+                files.append({"file": path.name, "rows": record.rows, "sha256": record.sha256})
             else:
-                self.shards.path(number).unlink()
+                path.unlink()
         if self.is_lance:
             overwrite = json.loads((self.partial / "plan.json").read_text(encoding="utf-8"))["overwrite"]
             change: dict[str, Any] = {"create": overwrite or self.manifest() is None, "gone": []}

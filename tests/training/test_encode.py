@@ -307,3 +307,59 @@ def test_a_fingerprint_survives_saving_and_changes_with_what_an_embedding_depend
     other.tokenizer.model_max_length = 5
     others.append(encoder_fingerprint(same, other))
     assert len({fingerprint, *others}) == 6
+
+
+@pytest.mark.parametrize("views", [("multimodal",), ("text",), ("image",), ("image", "multimodal")])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_windows_are_encoded_one_after_the_other_and_say_which_views_an_item_has(encoder, items, views, workers):
+    threaded = Encoder(encoder.model, encoder.processor, batch_size=4, workers=workers)
+    expected = encoder.encode_views(items, progress=False)
+    told = []
+    sizes = (7, 0, 1, 12)
+    ends = np.cumsum(sizes)
+    windows = (items[end - size : end] for size, end in zip(sizes, ends, strict=True))
+    found = list(threaded.encode_windows(windows, views, advance=told.append))
+    assert [len(part.vectors[views[0]]) for part in found] == list(sizes)
+    has = {"text": expected.has_text, "image": expected.has_image, "multimodal": np.ones(20, bool)}
+    for view in views:
+        vectors = np.concatenate([part.vectors[view] for part in found])
+        assert (np.concatenate([part.present[view] for part in found]) == has[view]).all()
+        np.testing.assert_allclose(vectors, getattr(expected, view), atol=1e-5)
+    assert sum(told) == (has[views[0]].sum() if len(views) == 1 else 20) and not any(part.losses for part in found)
+
+
+def test_a_lenient_encoder_loses_a_picture_or_an_item_and_tells(encoder, items, make_image):
+    good = make_image(3)
+    given = [
+        items[0],
+        {"text": "mug", "images": [good, b"no picture"]},
+        {"text": " ", "images": [b"no picture"]},
+        {"text": "mug", "images": [good] * 40},
+        {"text": "mug", "images": [b"no picture"]},
+    ]
+    (found,) = encoder.encode_windows([given], lenient=True)
+    told = [(loss.row, loss.dropped, loss.message.split(":")[0]) for loss in found.losses]
+    assert told == [(1, False, ", image 1"), (2, True, ", image 0"), (3, True, ""), (4, False, ", image 0")]
+    assert "images take" in found.losses[2].message
+    assert found.present["multimodal"].tolist() == [True, True, False, False, True]
+    whole = encoder.encode([items[0], {"text": "mug", "images": [good]}], progress=False)
+    np.testing.assert_allclose(found.vectors["multimodal"][:2], whole, atol=1e-5)
+    assert not found.present["image"][4] and found.present["text"][4]
+    given[1]["name"] = "product A7"
+    with pytest.raises(ValueError, match="^product A7, image 1: unreadable image"):
+        list(encoder.encode_windows([given[:2]]))
+
+
+def test_unknown_views_of_windows_are_refused(encoder):
+    for views in ((), ("title",)):
+        with pytest.raises(ValueError, match="give one or some of text, image, multimodal"):
+            list(encoder.encode_windows([], views))
+
+
+def test_an_error_while_windows_are_read_is_not_lost(encoder, items):
+    def windows():
+        yield items[:3]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(encoder.encode_windows(windows()))
