@@ -201,7 +201,7 @@ def _product(stream: ProductStream, row: int, values: Mapping[str, Any]) -> _Pro
         pictures.append({"bytes": data, "path": None if stream.from_hub else path})
     title = values["title"].strip()
     told = [picture_digest(picture["bytes"] or (picture["path"] or "").encode()) for picture in pictures]
-    return _Product(row, values["product_id"], title, pictures, linked, encoded_digest(values["title"], told).hex())
+    return _Product(row, values["product_id"], title, pictures, linked, encoded_digest(title, told).hex())
 
 
 def _lose(job: ShardJob, window: _Window, row: int, product_id: str, message: str, dropped: bool) -> None:

@@ -28,7 +28,7 @@ VIEWS = ("text", "image", "multimodal")
 BATCHES_PER_WINDOW = 64  # items are sorted by length within a window, so that reading stays nearly sequential
 CHARACTERS_PER_TOKEN = 4
 IMAGES_PER_PRODUCT = 4
-MAX_WORKERS = 4  # a thread holds a batch of decoded pictures
+MAX_WORKERS = 8  # a thread holds a batch of decoded pictures
 # What differs between a model in memory and the same one saved and loaded; the weights tell their types themselves.
 NOT_IN_FINGERPRINT = ("_name_or_path", "architectures", "auto_map", "dtype", "processor_class", "transformers_version")
 
@@ -138,7 +138,7 @@ class Encoder:
         processor: its Moon2Processor.
         batch_size: items per forward.
         workers: threads that decode pictures and make model inputs of them, each a batch; None: as many as the
-            machine has processors less one, at most four.
+            machine has processors less one, at most eight.
 
     Example:
         >>> encoder = Encoder(model, processor)

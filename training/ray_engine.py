@@ -43,6 +43,7 @@ class RayEngine:
         gpus = int(ray.cluster_resources().get("GPU", 0)) if arguments.quantization == "none" else 0
         self.gpu = gpus > 0
         cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        cpus = [number for number in cpus if number] or [1]  # a head may have none
         self.workers = arguments.ray_workers or gpus or len(cpus)
         self.cpus = max(1, min(sum(cpus) // self.workers, min(cpus)))  # of a worker, which so uses as many threads
         model, processor, self.fingerprint = load_for_encoding(

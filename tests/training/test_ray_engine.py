@@ -47,6 +47,7 @@ def node() -> dict:
     """What a node is started with; with ports of its own it need not wait until its agents tell theirs."""
     ports = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
     given = {"num_cpus": 1, "node_ip_address": ray_engine.LOOPBACK, "object_store_memory": MEMORY}
+    given["include_log_monitor"] = False
     return given | {name: free_port() for name in ports}
 
 
