@@ -259,8 +259,8 @@ class VectorsOutput:
             overwrite = json.loads((self.partial / "plan.json").read_text(encoding="utf-8"))["overwrite"]
             change: dict[str, Any] = {"create": overwrite or self.manifest() is None, "gone": []}
             if not change["create"]:
-                kept = set(ids)
-                change["gone"] = [product_id for product_id, _ in lance_keys(self.out) if product_id not in kept]
+                there = set(ids)
+                change["gone"] = [product_id for product_id, _ in lance_keys(self.out) if product_id not in there]
             write_text(self.partial / "change.json", json.dumps(change))
             files = []
         told = {"format": FORMAT, "identity": self.identity, **manifest, "files": files}
@@ -270,19 +270,17 @@ class VectorsOutput:
 
     def _finish_commit(self) -> None:
         """Do what is left of a commit; nothing if there is none."""
-        ready, vectors, replaced = self.partial / "manifest.json", self.shards.vectors, self.partial / "replaced"
+        ready, vectors = self.partial / "manifest.json", self.shards.vectors
         if not ready.exists():
             return
         if self.is_lance:
-            self._write_lance(replaced)
+            self._write_lance()
         elif vectors.exists():
-            if self.out.exists():
-                self.out.rename(replaced)
-            vectors.rename(self.out)
+            self._put_in_place(vectors)
         ready.rename(self.manifest_path)
         self.clear()
 
-    def _write_lance(self, replaced: Path) -> None:
+    def _write_lance(self) -> None:
         import lancedb
         from lancedb.expr import col
 
@@ -297,9 +295,7 @@ class VectorsOutput:
                 lancedb.connect(new.parent).create_table(self.out.stem, data=reader, on_bad_vectors="null")
                 write_text(whole, "{}")
             if new.exists():
-                if self.out.exists():
-                    self.out.rename(replaced)
-                new.rename(self.out)
+                self._put_in_place(new)
             return
         table = lancedb.connect(self.out.parent).open_table(self.out.stem)
         for start in range(0, len(change["gone"]), IDS_AT_ONCE):
@@ -309,6 +305,14 @@ class VectorsOutput:
             if len(changed):
                 merge = table.merge_insert("product_id").when_matched_update_all().when_not_matched_insert_all()
                 merge.execute(changed, on_bad_vectors="null")
+
+    def _put_in_place(self, new: Path) -> None:
+        """Rename a folder to OUT; what is there is moved into OUT.partial."""
+        replaced = self.partial / "replaced"
+        if self.out.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            self.out.rename(replaced)
+        new.rename(self.out)
 
     def _set_aside(self) -> None:
         """Keep the finished shards of a run over another catalogue, and begin anew."""
