@@ -19,8 +19,6 @@ from .vector_files import ShardFiles, ShardRecord
 if TYPE_CHECKING:
     from .encode_catalogue import EncodeArguments
 
-LOOPBACK = "127.0.0.1"
-
 
 class RayEngine:
     """Encodes by actors of Ray Data, one shard at a time each; they must see the same files as this process.
@@ -94,13 +92,10 @@ class RayEngine:
         """Connect to the cluster, or start one on this machine, unless this process has one."""
         if ray.is_initialized():
             return
-        address = self.arguments.ray_address
-        if address is None:
-            ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address=LOOPBACK)
-        elif address.startswith(LOOPBACK):  # which Ray would take for this machine's address in the network
-            ray.init(address=address, log_to_driver=False, _node_ip_address=LOOPBACK)
+        if self.arguments.ray_address:
+            ray.init(address=self.arguments.ray_address, log_to_driver=False)
         else:
-            ray.init(address=address, log_to_driver=False)
+            ray.init(include_dashboard=False, log_to_driver=False)
 
 
 class ShardWorker:

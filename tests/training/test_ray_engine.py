@@ -19,6 +19,7 @@ from moon2_training import ray_engine  # noqa: E402
 from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue  # noqa: E402
 from moon2_training.vector_files import ShardFiles  # noqa: E402
 
+LOOPBACK = "127.0.0.2"  # Ray takes 127.0.0.1 for the address of the machine in its network
 MEMORY = 100 << 20  # of the object store; shards do not pass through it
 
 
@@ -39,24 +40,25 @@ def catalogue(shop, tmp_path) -> Path:
 
 def free_port() -> int:
     with socket.socket() as listening:
-        listening.bind((ray_engine.LOOPBACK, 0))
+        listening.bind((LOOPBACK, 0))
         return listening.getsockname()[1]
 
 
 def node() -> dict:
     """What a node is started with; with ports of its own it need not wait until its agents tell theirs."""
     ports = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-    given = {"num_cpus": 1, "node_ip_address": ray_engine.LOOPBACK, "object_store_memory": MEMORY}
+    given = {"num_cpus": 1, "node_ip_address": LOOPBACK, "object_store_memory": MEMORY}
     given["include_log_monitor"] = False
     return given | {name: free_port() for name in ports}
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A cluster on this machine, of one node with two processors."""
+    """A cluster on this machine, of one node with two processors, to which this process is connected."""
     started = Cluster(
         initialize_head=True, head_node_args=node() | {"num_cpus": 2, "include_dashboard": False, "no_monitor": True}
     )
+    ray.init(address=started.address, log_to_driver=False, _node_ip_address=LOOPBACK)
     yield started
     ray.shutdown()
     started.shutdown()
@@ -97,7 +99,7 @@ def test_workers_that_die_lose_nothing_and_double_nothing(model, catalogue, tmp_
     flags = tmp_path / "flags"
     flags.mkdir()
     monkeypatch.setattr(ray_engine, "ShardWorker", dying_worker(flags))
-    told = encode(model, catalogue, tmp_path / "ray", engine="ray", ray_workers=2, ray_address=cluster.address)
+    told = encode(model, catalogue, tmp_path / "ray", engine="ray", ray_workers=2)
     assert sorted(path.name for path in flags.iterdir()) == ["1", "3"]
     assert told["encoded"] == 24
     assert_same(tables(tmp_path / "ray"), tables(tmp_path / "local"))
@@ -106,7 +108,7 @@ def test_workers_that_die_lose_nothing_and_double_nothing(model, catalogue, tmp_
     assert "nothing has changed" in encode(model, catalogue, tmp_path / "ray")["message"]
     products = pq.read_table(catalogue).slice(3)
     pq.write_table(products, catalogue)
-    told = encode(model, catalogue, tmp_path / "local", engine="ray", ray_address=cluster.address)
+    told = encode(model, catalogue, tmp_path / "local", engine="ray")
     assert (told["encoded"], told["unchanged"]) == (0, 21)
 
 
@@ -138,7 +140,7 @@ def test_a_node_that_goes_loses_nothing_and_doubles_nothing(model, catalogue, tm
         cluster.remove_node(second, allow_graceful=False)
 
     threading.Thread(target=remove, daemon=True).start()
-    told = encode(model, catalogue, tmp_path / "ray", engine="ray", ray_workers=3, ray_address=cluster.address)
+    told = encode(model, catalogue, tmp_path / "ray", engine="ray", ray_workers=3)
     assert (flags / "busy").exists() and told["encoded"] == 24
     assert_same(tables(tmp_path / "ray"), tables(tmp_path / "local"))
 
@@ -148,7 +150,7 @@ def test_a_product_that_cannot_be_encoded_is_named_by_the_command(model, catalog
     titles = [None if row == 3 else title for row, title in enumerate(table["title"].to_pylist())]
     pq.write_table(table.set_column(1, "title", pa.array(titles)), catalogue)  # product 3 has no picture either
     with pytest.raises(ValueError, match="^products.parquet row 3, product p3: neither title nor image"):
-        encode(model, catalogue, tmp_path / "ray", engine="ray", ray_address=cluster.address, on_error="raise")
+        encode(model, catalogue, tmp_path / "ray", engine="ray", on_error="raise")
 
 
 def assert_same(found: dict[str, list[dict]], expected: dict[str, list[dict]]) -> None:
