@@ -263,6 +263,8 @@ class VectorsOutput:
                 change["gone"] = [product_id for product_id, _ in lance_keys(self.out) if product_id not in there]
             write_text(self.partial / "change.json", json.dumps(change))
             files = []
+        for path in self.shards.vectors.glob(".*"):  # of workers that died
+            path.unlink()
         told = {"format": FORMAT, "identity": self.identity, **manifest, "files": files}
         write_text(self.partial / "manifest.json", json.dumps(told, ensure_ascii=False, indent=1) + "\n")
         self._finish_commit()
