@@ -16,8 +16,9 @@ from trl import TrlParser
 from modeling_moon2.processing_moon2 import load_image
 from moon2_dataset import ProductQueries, join
 from moon2_dataset.demo_catalogue import render_demo_catalogue
-from moon2_training.encode import VIEWS, ProductItems, Views
+from moon2_training.encode import VIEWS, Views
 from moon2_training.evaluate import evaluate_encoder, format_retrieval, write_json
+from moon2_training.items import ProductItems
 from moon2_training.query_photo import make_query_photo
 from moon2_training.vector_columns import VECTOR_COLUMNS, vector_column
 

@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from modeling_moon2.processing_moon2 import FIELD_SEPARATOR, load_image, text_parts
-from moon2_training.encode import Encoder, take_view
+from moon2_training.encode import Encoder
+from moon2_training.items import take_view
 
 SHORT_SIDE_CELLS = 12  # along the shorter side of the map, unless the model itself looks closer
 LONG_SIDE_CELLS = 4 * SHORT_SIDE_CELLS  # a longer picture is squeezed

@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from modeling_moon2.processing_moon2 import load_image
-from moon2_training.encode import IMAGES_PER_PRODUCT
+from moon2_training.items import IMAGES_PER_PRODUCT
 from moon2_training.vector_columns import (
     DIGEST_BYTES,
     VECTOR_COLUMNS,

@@ -14,7 +14,8 @@ import pyarrow as pa
 from moon2_dataset.product_stream import ProductStream
 from moon2_dataset.shards import ShardWriter
 
-from .encode import BATCHES_PER_WINDOW, IMAGES_PER_PRODUCT, Encoded, Encoder
+from .encode import BATCHES_PER_WINDOW, Encoded, Encoder
+from .items import IMAGES_PER_PRODUCT
 from .stored_vectors import KEY_COLUMNS, StoredVectors
 from .vector_columns import encoded_digest, picture_digest, vector_array, vector_column
 from .vector_files import NUMBER_TYPES, ShardFiles, ShardRecord, lance_keys, vectors_schema

@@ -26,7 +26,8 @@ from .classification import TaskSet, evaluate_task
 from .comparison import compare, short_names
 from .comparison_chart import write_comparison_chart
 from .comparison_tables import as_markdown, as_text, comparison_tables
-from .encode import Encoder, ProductItems, QueryItems, Views
+from .encode import Encoder, Views
+from .items import ProductItems, QueryItems
 from .peer_encoders import PeerEncoder, load_any_encoder
 from .retrieval import DIRECTIONS, evaluate_retrieval
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from moon2_dataset import ProductQueries
 
-from .encode import Encoder, ProductItems
+from .encode import Encoder
+from .items import ProductItems
 
 CHUNK = 1024  # products compared with all others at a time
 NONE = -1

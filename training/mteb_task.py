@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from modeling_moon2.processing_moon2 import text_parts
 from moon2_dataset import ProductQueries
 
-from .encode import IMAGES_PER_PRODUCT
+from .items import IMAGES_PER_PRODUCT
 from .retrieval import DIRECTIONS, TIE, Direction, Relevance
 
 COLUMNS = {"text": ["text"], "image": ["image"], "multimodal": ["text", "image"]}

@@ -22,7 +22,8 @@ from modeling_moon2 import Moon2Config
 from modeling_moon2.processing_moon2 import load_image, text_parts
 from moon2_dataset.augment.consistency import DUAL_ENCODERS, image_features, text_features
 
-from .encode import VIEWS, Encoder, QueryItems, Views, item_name, load_encoder, take_view
+from .encode import VIEWS, Encoder, Views, load_encoder
+from .items import QueryItems, item_name, take_view
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

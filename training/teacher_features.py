@@ -26,8 +26,8 @@ from trl import TrlParser
 
 from moon2_dataset import ProductQueries, load_products
 
-from .encode import ProductItems
 from .evaluate import AnyEncoder
+from .items import ProductItems
 from .peer_encoders import load_any_encoder
 
 TAUGHT_VIEWS = ("text", "image")

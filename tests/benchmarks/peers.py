@@ -14,7 +14,8 @@ from torch import nn
 
 from modeling_moon2 import Moon2Model
 from moon2_dataset import ProductQueries
-from moon2_training.encode import ProductItems, Views
+from moon2_training.encode import Views
+from moon2_training.items import ProductItems
 from moon2_training.losses import inter_product_loss, negative_mask, split_roles
 from moon2_training.mini import train_tokenizer
 from moon2_training.muon import MuonAdamW, hidden_matrices

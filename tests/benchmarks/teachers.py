@@ -25,7 +25,8 @@ from torch.nn.functional import normalize
 
 from modeling_moon2.processing_moon2 import load_image
 from moon2_dataset import load_products
-from moon2_training.encode import Views, item_name
+from moon2_training.encode import Views
+from moon2_training.items import item_name
 from moon2_training.peer_encoders import load_any_encoder
 from moon2_training.teacher_features import write_teacher_features
 

@@ -15,7 +15,8 @@ from moon2_space.balance import (
     expert_load,
     modality_gap,
 )
-from moon2_training.encode import VIEWS, Encoder, ProductItems, Views
+from moon2_training.encode import VIEWS, Encoder, Views
+from moon2_training.items import ProductItems
 from moon2_training.mini import build_mini
 
 

@@ -11,7 +11,8 @@ import pytest
 from moon2_space import ann_index, catalogue_index
 from moon2_space.catalogue_index import CatalogueIndex, Changes
 from moon2_space.filters import Filters
-from moon2_training.encode import Encoder, ProductItems
+from moon2_training.encode import Encoder
+from moon2_training.items import ProductItems
 
 
 class CountingEncoder(Encoder):

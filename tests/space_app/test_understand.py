@@ -5,7 +5,8 @@ import pytest
 
 from moon2_dataset.demo_catalogue import render_demo_catalogue
 from moon2_space.understand import CatalogueLabels
-from moon2_training.encode import Encoder, ProductItems
+from moon2_training.encode import Encoder
+from moon2_training.items import ProductItems
 
 PATHS = [["Home", "Mugs"], ["Home", "Mugs"], ["Fashion", "Shoes", "Boots"], ["Fashion", "Shoes"], ["Fashion", "Bags"],
          [" "], []]  # fmt: skip

@@ -12,8 +12,9 @@ from transformers import AutoConfig
 
 import moon2_training.encode as encode_module
 from moon2_dataset import PRODUCT_FEATURES, QUERY_FEATURES
-from moon2_training.encode import Encoder, ProductItems, QueryItems, encoder_fingerprint, load_encoder
+from moon2_training.encode import Encoder, encoder_fingerprint, load_encoder
 from moon2_training.encoded_pictures import decode_picture
+from moon2_training.items import ProductItems, QueryItems
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -17,8 +17,9 @@ import pytest
 
 from moon2_dataset.schema import PRODUCT_FEATURES
 from moon2_training.cli import main
-from moon2_training.encode import Encoder, ProductItems, load_encoder
+from moon2_training.encode import Encoder, load_encoder
 from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue
+from moon2_training.items import ProductItems
 
 # Runs in a process of its own, which dies when it is about to touch the disk for the nth time.
 DYING = """

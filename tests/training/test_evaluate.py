@@ -11,8 +11,9 @@ from datasets import Dataset, Features, Value
 from PIL import Image
 
 from moon2_dataset import PRODUCT_FEATURES, QUERY_FEATURES, SchemaError
-from moon2_training.encode import Encoder, ProductItems
+from moon2_training.encode import Encoder
 from moon2_training.evaluate import evaluate, evaluate_encoder, format_table, main, write_json
+from moon2_training.items import ProductItems
 
 COLOURS = ("red", "navy blue", "white")
 KINDS = ("mug", "running shoes", "leather handbag", "mug")

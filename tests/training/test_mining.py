@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from moon2_training import mining
-from moon2_training.encode import Encoder, ProductItems
+from moon2_training.encode import Encoder
+from moon2_training.items import ProductItems
 from moon2_training.mining import mine_negatives, nearest_others
 from moon2_training.trainer import Moon2Trainer
 from moon2_training.trainer_config import Moon2TrainingArguments

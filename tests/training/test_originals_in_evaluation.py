@@ -10,8 +10,9 @@ import pytest
 from datasets import Dataset, Features
 
 from moon2_dataset import OPTIONAL_PRODUCT_FEATURES, join
-from moon2_training.encode import Encoder, ProductItems
+from moon2_training.encode import Encoder
 from moon2_training.evaluate import evaluate
+from moon2_training.items import ProductItems
 from moon2_training.mining import mine_negatives
 from moon2_training.trainer import Moon2Trainer
 from moon2_training.trainer_config import Moon2TrainingArguments

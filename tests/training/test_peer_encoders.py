@@ -13,9 +13,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch.nn.functional import normalize
 from transformers import BertConfig, BertModel
 
-from moon2_training.encode import Encoder, QueryItems
+from moon2_training.encode import Encoder
 from moon2_training.evaluate import evaluate, evaluate_encoder, format_table
 from moon2_training.hub_folder import save_hub_folder
+from moon2_training.items import QueryItems
 from moon2_training.peer_encoders import DualEncoder, SentenceTransformersEncoder, load_any_encoder
 
 LONG = "lumo blue handbag with a title beyond the model's length " * 9

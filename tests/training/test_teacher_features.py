@@ -8,8 +8,9 @@ import torch
 from datasets import Dataset
 
 from moon2_training import teacher_features
-from moon2_training.encode import Encoder, ProductItems
+from moon2_training.encode import Encoder
 from moon2_training.hub_folder import save_hub_folder
+from moon2_training.items import ProductItems
 from moon2_training.peer_encoders import DualEncoder
 from moon2_training.teacher_features import load_teacher_features, main, write_teacher_features
 
