@@ -4,6 +4,7 @@ Example:
     python -m moon2_training.bundle runs/mini moon2-mini        # make it
     python -m moon2_training.bundle moon2-mini                  # after a change of the package, bring it up to date
     python -m moon2_training.bundle moon2-mini --notes notes.md # say in its card what only you know
+    python -m moon2_training.bundle moon2-mini --scores evaluation.json # of `moon2 evaluate`, in place of the earlier
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,15 +62,18 @@ def make_bundle(
     refresh_bundle(folder, notes)
 
 
-def refresh_bundle(folder: str | os.PathLike, notes: str | None = None) -> None:
+def refresh_bundle(
+    folder: str | os.PathLike, notes: str | None = None, scores: str | os.PathLike | None = None
+) -> None:
     """Bring a folder's code, card and metadata up to date with the package; its weights are not touched.
 
     Args:
         folder: as `make_bundle` wrote it.
         notes: Markdown for the card, such as where the training data are from; None leaves those that are there.
+        scores: `evaluation.json` of the model, to take the place of the scores that are there.
 
     Raises:
-        FileNotFoundError: there is no model in it.
+        FileNotFoundError: there is no model in it, or no file with scores.
     """
     folder = Path(folder)
     config = folder / "config.json"
@@ -81,18 +86,29 @@ def refresh_bundle(folder: str | os.PathLike, notes: str | None = None) -> None:
     if notes is not None:
         provenance["notes"] = notes.strip()
     complete_hub_folder(folder, width, provenance)
+    if scores is not None:
+        read = json.loads(Path(scores).read_text(encoding="utf-8"))
+        write_json(_without_folders(read, _training(folder)), folder / RESULTS)
     write_model_card(folder)
 
 
 def _results(run: Path) -> dict:
     """The newest scores of a run, with names for files in place of paths, and its training."""
-    results = dict(newest_scores(run))
-    results.pop("model", None)
+    return _without_folders(newest_scores(run), _training(run))
+
+
+def _training(run: Path) -> dict | None:
+    """What the results of a run tell of its training."""
+    file = run / RESULTS
+    return json.loads(file.read_text(encoding="utf-8")).get("training") if file.is_file() else None
+
+
+def _without_folders(scores: Mapping[str, Any], training: dict | None) -> dict:
+    """Scores with names for files in place of paths, and with the training that they are of."""
+    results = {name: value for name, value in scores.items() if name != "model"}
     for table in {"products", "queries"} & results.keys():
         paths = results[table]
         results[table] = base_name(paths) if isinstance(paths, str) else [base_name(path) for path in paths]
-    file = run / RESULTS
-    training = json.loads(file.read_text(encoding="utf-8")).get("training") if file.is_file() else None
     return results | ({"training": training} if training else {})
 
 
@@ -106,10 +122,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", nargs="?", type=Path, help="folder of a trained model; none to bring FOLDER up to date")
     parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument("--notes", type=Path, help='Markdown file that the card shows under "How it was made"')
+    parser.add_argument("--scores", type=Path, help="evaluation.json to bring FOLDER's scores up to date with")
     arguments = parser.parse_args(argv)
+    if arguments.scores and arguments.run:
+        parser.error("--scores is for a folder that is there; a run brings its own")
     notes = None if arguments.notes is None else arguments.notes.read_text(encoding="utf-8")
     if arguments.run is None:
-        refresh_bundle(arguments.folder, notes)
+        refresh_bundle(arguments.folder, notes, arguments.scores)
     else:
         make_bundle(arguments.run, arguments.folder, notes=notes)
 

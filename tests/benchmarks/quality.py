@@ -26,6 +26,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 RECIPE = HERE.parents[1] / "training" / "recipes" / "mini.yaml"
+BUNDLED = HERE.parents[1] / "space_app" / "moon2-mini"
 DIRECTIONS = {"t2mm": "t→mm", "i2mm": "i→mm", "mm2mm": "mm→mm", "t2i": "t→i", "i2t": "i→t"}
 RATES = (1e-3, 2e-3, 5e-4, 4e-3, 8e-3)
 MAIN_SEEDS, OTHER_SEEDS = (0, 1, 2), (0, 1)
@@ -290,6 +291,27 @@ def tables(results: Results, split: str) -> str:
     return "\n".join([*lines, "", *differences])
 
 
+def short_table(results: Results, split: str) -> str:
+    """Markdown: every row's means over its seeds, below moon2-mini's, if its folder tells of that split."""
+    lines = [f"| | {' | '.join(DIRECTIONS.values())} | mean |", "|---" * 7 + "|"]
+
+    def add(name: str, runs: list[dict[str, float]]) -> None:
+        means = {key: 100 * statistics.mean(of[key] for of in runs) for key in DIRECTIONS if key in runs[0]}
+        cells = [f"{means[key]:.1f}" if key in means else "" for key in DIRECTIONS]
+        cells.append(f"{statistics.mean(means.values()):.1f}" if len(means) == len(DIRECTIONS) else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+
+    told = json.loads((BUNDLED / "results.json").read_text(encoding="utf-8"))
+    if told["products"] == f"products-{split}":
+        add("moon2-mini", [{key: told["retrieval"][key]["recall@10"]["value"] for key in DIRECTIONS}])
+    scored = {UNTRAINED: [results.get(UNTRAINED, split)]}
+    scored |= {row: [results.get(run.key, split) for run in runs] for row, runs in chosen_runs(results).items()}
+    for row, done in scored.items():
+        if done := [of["recall@10"] for of in done if of]:
+            add(row, done)
+    return "\n".join(lines)
+
+
 def _spread(values: list[float]) -> str:
     if not values:
         return ""
@@ -325,6 +347,9 @@ def main() -> None:
     parser.add_argument(
         "--write", type=Path, help="Markdown file with the section `quality SPLIT` to put the table in"
     )
+    parser.add_argument(
+        "--write_short", type=Path, help="Markdown file with the section `quality SPLIT, short` for the means alone"
+    )
     parser.add_argument("--run", nargs=3, metavar=("ROW", "RATE", "SEED"), help="one training, in this process")
     arguments = parser.parse_args()
     if arguments.run:
@@ -354,6 +379,10 @@ def main() -> None:
     print(text)
     if arguments.write:
         write_section(arguments.write, f"quality {arguments.split}", text)
+    if arguments.write_short:
+        write_section(
+            arguments.write_short, f"quality {arguments.split}, short", short_table(results, arguments.split)
+        )
 
 
 def score_others(arguments: argparse.Namespace, results: Results) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import peers
 import pytest
@@ -173,3 +175,19 @@ def test_a_section_is_replaced_and_the_rest_is_kept(tmp_path):
     quality.write_section(page, "quality test", "| new |")
     assert "old" not in page.read_text() and page.read_text().startswith("above\n") and "| new |" in page.read_text()
     assert page.read_text().endswith("below\n")
+
+
+def test_the_short_table_has_the_means_below_those_of_the_bundled_model_on_its_split(tmp_path):
+    results = quality.Results(tmp_path / "quality.json", full=False)
+    best = quality.Run(quality.OURS, quality.RATES[0], 0)
+    for rate in quality.RATES:
+        run = best._replace(rate=rate)
+        results.add(run.key, "validation", scores(0.9 if run == best else 0.5), results.recipes[quality.OURS])
+    results.add(best.key, "test", scores(0.4), results.recipes[quality.OURS])
+    told = json.loads((quality.BUNDLED / "results.json").read_text())
+    assert told["products"] == "products-test"
+    mini = [f"{100 * told['retrieval'][key]['recall@10']['value']:.1f}" for key in quality.DIRECTIONS]
+    table = quality.short_table(results, "test")
+    assert f"| moon2-mini | {' | '.join(mini)} | " in table
+    assert f"| MOON2.0 | {' | '.join(['40.0'] * 6)} |" in table and "BM25" not in table
+    assert "moon2-mini" not in quality.short_table(results, "validation")

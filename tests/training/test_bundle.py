@@ -105,3 +105,22 @@ def test_the_newest_scores_are_handed_on_whatever_becomes_of_the_times_of_files(
     os.utime(bundle / "results.json", (1, 1))
     refresh_bundle(bundle)
     assert (bundle / "README.md").read_text() == card
+
+
+def test_later_scores_take_the_place_of_earlier_ones(run, shop, tmp_path):
+    scores = evaluate(*load_encoder(run), shop.products, shop.queries, progress=False)
+    told = {"steps": 3, "triplets": 6, "seconds": 1.0}
+    (run / "results.json").write_text(json.dumps(scores | {"num_queries": 111, "training": told}))
+    bundle, later = tmp_path / "mini", tmp_path / "evaluation.json"
+    make_bundle(run, bundle)
+    weights = (bundle / "model.safetensors").read_bytes()
+    later.write_text(
+        json.dumps(scores | {"num_queries": 222, "model": "/home/alice", "products": "/home/alice/t.parquet"})
+    )
+    main([str(bundle), "--scores", str(later)])
+    results = json.loads((bundle / "results.json").read_text())
+    assert (results["num_queries"], results["products"], results["training"]) == (222, "t", told)
+    assert "alice" not in json.dumps(results) and ": 222 queries," in (bundle / "README.md").read_text()
+    assert (bundle / "model.safetensors").read_bytes() == weights
+    with pytest.raises(SystemExit):
+        main([str(run), str(bundle), "--scores", str(later)])
