@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -152,7 +153,7 @@ def score(encoder, arguments: argparse.Namespace, split: str) -> dict:
     leaf = list(results["classification"]["tasks"].values())[-1]
     tasks = {"leaf": leaf}
     for name, task in results["attributes"]["tasks"].items():
-        if "colour" in name.casefold():  # baseColour in one shop
+        if re.search("colou?r", name.casefold()):  # baseColour in one shop
             tasks["colour"] = task
     return {
         "recall@10": {
