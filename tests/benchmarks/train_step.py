@@ -7,8 +7,8 @@ q^t → p^mm, q^i → p^mm and q^mm → p^mm, each of which encodes its three co
 write with its parts, where p and n are encoded once for all three. The cached ways take a batch in chunks.
 
 Example:
-    python tests/benchmarks/train_step.py --shape mini --device cpu --batch 4 --chunk 2 --output train_step.json
-    python tests/benchmarks/train_step.py --shape qwen3-vl-2b --device cuda --profile
+    python tests/benchmarks/train_step.py --profile --output train_step.json
+    python tests/benchmarks/train_step.py --shape qwen3-vl-2b --device cuda --image_side 16 --profile
 """
 
 from __future__ import annotations
@@ -202,10 +202,10 @@ def main() -> int:
     parser.add_argument("--shape", choices=SHAPES, default="mini")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on a GPU, else float32")
-    parser.add_argument("--batch", type=int, default=16, help="triplets in a step")
+    parser.add_argument("--batch", type=int, default=8, help="triplets in a step")
     parser.add_argument("--chunk", type=int, default=4, help="triplets that the cached ways encode at once")
     parser.add_argument(
-        "--image_side", type=int, default=16, help="visual tokens along a picture's side; 4 in the mini recipe"
+        "--image_side", type=int, default=4, help="visual tokens along a picture's side; 4 in the mini recipe"
     )
     parser.add_argument("--repeats", type=int, default=5, help="timings of which the median counts")
     parser.add_argument("--profile", action="store_true", help="list the operations that take a step's time")
