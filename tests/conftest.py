@@ -202,6 +202,15 @@ def shop():
 
 
 @pytest.fixture(scope="session")
+def saved_model(tiny, tmp_path_factory) -> Path:
+    """Folder of an encoder with random weights."""
+    folder = tmp_path_factory.mktemp("model")
+    for part in tiny:
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def saved_shop(shop, tmp_path_factory) -> Path:
     """A data set folder of `shop`, not to be changed: 16 products in two numbered files and co-augmented to learn
     from, 8 held out; of each split the queries for its products, q0 with two right ones in train.
@@ -221,6 +230,14 @@ def saved_shop(shop, tmp_path_factory) -> Path:
         asked = [row for row, product in enumerate(shop.positive_row) if product in rows]
         shop.queries.select(asked).to_parquet(folder / f"queries-{name}.parquet")
     return folder
+
+
+@pytest.fixture
+def catalogue(shop, tmp_path) -> Path:
+    """A file with the products of `shop`, to be changed at will."""
+    path = tmp_path / "products.parquet"
+    shop.products.to_parquet(path)
+    return path
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """How fast `moon2 encode` is: against the dense backbone's own forward, by its parts, and with more products.
 
-Weights are random, of the shapes of model_speed.py; split experts have the dense model's active FLOPs. The forward is
+Weights are random, of the shapes of speed_bench.py; split experts have the dense model's active FLOPs. The forward is
 timed on model inputs that lie ready on the device, made of the same products in the same batches; encoding reads the
 products from a file, decodes their pictures, computes and writes the shards, as the command does.
 
@@ -14,7 +14,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -30,8 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate.utils import send_to_device
-from model_speed import SHAPES, Bench
-from model_speed import Options as SpeedOptions
+from speed_bench import SHAPES, Bench
+from speed_bench import Options as SpeedOptions
 from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -297,14 +296,7 @@ def run_measures(options: Options, measures: list[str]) -> dict[str, Any]:
         begin = time.perf_counter()
         bench = EncodeBench(options, Path(work))
         print(f"{len(bench.products)} products, {os.cpu_count()} processors, {torch.get_num_threads()} threads")
-        for name in measures:
-            try:
-                MEASURES[name](bench)
-            except Exception as error:
-                bench.fail(name, error)
-            bench.release()
-            if options.output:
-                options.output.write_text(json.dumps(bench.result, indent=2) + "\n", encoding="utf-8")
+        bench.run({name: MEASURES[name] for name in measures})
         print(f"\n{time.perf_counter() - begin:.0f} s")
     return bench.result
 

@@ -14,9 +14,10 @@ from torch import nn
 
 from modeling_moon2 import Moon2Model
 from moon2_dataset import ProductQueries
+from moon2_training.contrastive import inter_product_loss, negative_mask
 from moon2_training.encode import Views
 from moon2_training.items import ProductItems
-from moon2_training.losses import inter_product_loss, negative_mask, split_roles
+from moon2_training.losses import split_roles
 from moon2_training.mini import train_tokenizer
 from moon2_training.muon import MuonAdamW, hidden_matrices
 from moon2_training.train import product_texts

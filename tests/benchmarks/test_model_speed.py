@@ -6,6 +6,7 @@ import json
 
 import model_speed
 import pytest
+import speed_bench
 import torch
 
 TOY = {"shape": "mini", "device": "cpu", "dtype": "float32", "items": 2, "batch": 1, "image_side": 2, "repeats": 1}
@@ -13,7 +14,7 @@ TOY = {"shape": "mini", "device": "cpu", "dtype": "float32", "items": 2, "batch"
 
 @pytest.fixture(scope="module")
 def bench():
-    return model_speed.Bench(model_speed.Options(**TOY))
+    return speed_bench.Bench(speed_bench.Options(**TOY))
 
 
 def test_three_passes_embed_what_encode_views_embeds(bench):
@@ -43,9 +44,9 @@ def test_flops_are_those_of_the_shape(bench):
 
 
 def test_the_large_shape_is_qwen3_vl_2b():
-    config = model_speed.variant_config(model_speed.shape_config("qwen3-vl-2b"), "split")
+    config = speed_bench.variant_config(speed_bench.shape_config("qwen3-vl-2b"), "split")
     with torch.device("meta"):
-        model = model_speed.Moon2Model(config)
+        model = speed_bench.Moon2Model(config)
     experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
     assert experts == 28 * 2 * 3 * 2048 * 6144  # four of half the width
     assert sum(p.numel() for p in model.visual.parameters()) == pytest.approx(0.41e9, rel=0.02)
@@ -59,8 +60,8 @@ def test_a_failure_is_a_line_and_the_other_figures_stand(tmp_path, monkeypatch, 
     monkeypatch.setattr(model_speed, "three_passes", broken)
     monkeypatch.setattr(model_speed, "EXPERTS", {"split": 4})
     output = tmp_path / "speed.json"
-    options = model_speed.Options(**TOY, output=output)
-    model_speed.run_measures(options, model_speed.MEASURES)
+    options = speed_bench.Options(**TOY, output=output)
+    speed_bench.Bench(options).run(model_speed.MEASURES)
     result = json.loads(output.read_text())
     assert result["failures"]["split three passes"] == "RuntimeError: out of memory"
     assert "--device cuda" in result["failures"]["waits"]

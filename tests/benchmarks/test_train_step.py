@@ -6,6 +6,7 @@ import json
 
 import model_speed
 import pytest
+import speed_bench
 import torch
 import train_step
 
@@ -14,7 +15,7 @@ TOY = {"shape": "mini", "device": "cpu", "dtype": "float32", "batch": 4, "image_
 
 @pytest.fixture(scope="module")
 def bench():
-    return model_speed.Bench(model_speed.Options(**TOY))
+    return speed_bench.Bench(speed_bench.Options(**TOY))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from model_speed import SHAPES, TEXT_TOKENS, Bench, Options, loss_keys, make_inputs, run_measures
+from model_speed import training_step
+from speed_bench import SHAPES, TEXT_TOKENS, Bench, Options, loss_keys, make_inputs
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -88,11 +89,6 @@ def items_once(wrapped: nn.Module, loss: nn.Module, of: dict[str, Features]) -> 
     sum(loss.compute_loss_from_embeddings([encoded[query], *items], None) for query in QUERIES).backward()
 
 
-def plain_step(model: Moon2Model, inputs: Features, keys: dict[str, Tensor]) -> None:
-    """Forward, loss and backward of B triplets."""
-    DualLevelAlignmentLoss()(model(**inputs, return_views=True), **keys).loss.backward()
-
-
 def cached_step(model: Moon2Model, chunks: list[Features], keys: dict[str, Tensor], chunk: int) -> None:
     """The same, chunk by chunk."""
     loss = DualLevelAlignmentLoss()
@@ -135,7 +131,7 @@ def steps(bench: Bench, batch: int, chunk: int) -> dict[str, tuple[str, Callable
     wrapped, of = sentence_transformer(dense), columns(inputs, batch)
     loss = MultipleNegativesRankingLoss(wrapped)
     cached = CachedMultipleNegativesRankingLoss(wrapped, mini_batch_size=chunk)
-    found = {name: (kind, partial(plain_step, bench.model(kind), inputs, keys)) for name, kind in OURS.items()}
+    found = {name: (kind, partial(training_step, bench.model(kind), inputs, keys)) for name, kind in OURS.items()}
     found |= {
         f"{name}, cached": (kind, partial(cached_step, bench.model(kind), chunks, keys, chunk))
         for name, kind in OURS.items()
@@ -175,7 +171,7 @@ def measure_profile(bench: Bench) -> None:
     """Where a step's time goes: the operations with the most time of their own."""
     batch = bench.options.batch
     inputs = make_inputs(bench.dense, 3 * batch, bench.options.image_side, bench.options.device)
-    step = partial(plain_step, bench.model("split"), inputs, loss_keys(batch, bench.options.device))
+    step = partial(training_step, bench.model("split"), inputs, loss_keys(batch, bench.options.device))
     step()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * bench.cuda
     with profile(activities=activities) as trace:
@@ -218,7 +214,7 @@ def main() -> int:
     measures = {"training": partial(measure_training, chunk=chunk)}
     if profiled:
         measures["profile"] = measure_profile
-    failures = run_measures(Options(**arguments), measures)["failures"]
+    failures = Bench(Options(**arguments)).run(measures)["failures"]
     return 1 if set(failures) & set(measures) else 0
 
 

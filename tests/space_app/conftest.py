@@ -23,15 +23,6 @@ def trained_encoder() -> Encoder:
 
 
 @pytest.fixture(scope="session")
-def saved_model(tiny, tmp_path_factory) -> Path:
-    """Folder of an encoder with random weights."""
-    folder = tmp_path_factory.mktemp("model")
-    for part in tiny:
-        part.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def drawn_products() -> list[dict]:
     """Thirty drawn products."""
     return render_demo_catalogue(30, seed=3)[0].to_list()

@@ -49,18 +49,8 @@ encode_catalogue(EncodeArguments(**{arguments}), progress=False)
 
 
 @pytest.fixture(scope="module")
-def model(tiny, tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    for part in tiny:
-        part.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def catalogue(shop, tmp_path) -> Path:
-    path = tmp_path / "products.parquet"
-    shop.products.to_parquet(path)
-    return path
+def model(saved_model) -> str:
+    return str(saved_model)
 
 
 def change(path: Path, edit) -> list[dict]:

@@ -10,32 +10,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 
-ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "moon2[scale]"')
-
-from ray.cluster_utils import Cluster  # noqa: E402
-
-from moon2_training import ray_engine  # noqa: E402
-from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue  # noqa: E402
-from moon2_training.vector_files import ShardFiles  # noqa: E402
+from moon2_training import ray_engine
+from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue
+from moon2_training.vector_files import ShardFiles
 
 LOOPBACK = "127.0.0.2"  # Ray takes 127.0.0.1 for the address of the machine in its network
 MEMORY = 100 << 20  # of the object store; shards do not pass through it
 
 
 @pytest.fixture(scope="module")
-def model(tiny, tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    for part in tiny:
-        part.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def catalogue(shop, tmp_path) -> Path:
-    path = tmp_path / "products.parquet"
-    shop.products.to_parquet(path)
-    return path
+def model(saved_model) -> str:
+    return str(saved_model)
 
 
 def free_port() -> int:
