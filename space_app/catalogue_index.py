@@ -27,6 +27,7 @@ from .filters import Filters
 from .index_manifest import MANIFEST, check_encoder, new_manifest, read_manifest, write_json
 from .indexed_rows import make_thumbnail, product_row, row_item, rows_table
 from .product_table import ProductTable
+from .vectors_in_memory import VectorsInMemory
 
 BATCH_PRODUCTS = 256  # encoded and written together
 IDS_AT_ONCE = 1000
@@ -79,6 +80,7 @@ class CatalogueIndex(ProductTable):
         super().__init__(folder, manifest)
         self.encoder = encoder
         self.ann_from = ann_from
+        self._in_memory = VectorsInMemory(self)
 
     @classmethod
     def create(
@@ -226,8 +228,10 @@ class CatalogueIndex(ProductTable):
         vectors = np.asarray(vectors, dtype=np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.manifest["dimension"]:
             raise ValueError(f"vectors are {vectors.shape}; give (Q, {self.manifest['dimension']})")
-        found: list[list[tuple[str, float]]] = []
         expression = filters.expression() if filters else None
+        if expression is None and not self.manifest["ann"] and self._in_memory.fit():
+            return self._in_memory.nearest(vectors, k, view)
+        found: list[list[tuple[str, float]]] = []
         for vector in vectors:
             query = self._table.search(vector, vector_column_name=column).distance_type("cosine").limit(k)
             query = query.select(["product_id", "_distance"])

@@ -44,6 +44,7 @@ QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 MIN_TOKEN = 12  # characters
 WAITING_USERS = 256  # beyond them the queue says that it is full
 EVENTS_TO_SUM_UP = "1000"  # for Gradio's own statistics, which else cost more after every event than a search
+SESSIONS = 1000  # kept in memory, of about 100 kB each; a call with curl is one of its own
 AT_ONCE = 8  # searches that run at once; the encoder takes them in turn
 
 
@@ -203,6 +204,7 @@ def launch_space(
         share=False,
         ssr_mode=False,
         mcp_server=options.mcp_server,
+        state_session_capacity=SESSIONS,
         theme=moon_theme(),
         css=STYLE_SHEET.read_text(encoding="utf-8"),
         footer_links=["api"],
