@@ -8,6 +8,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ from .items import item_name, take_view
 VIEWS = ("text", "image", "multimodal")
 BATCHES_PER_WINDOW = 64  # items are sorted by length within a window, so that reading stays nearly sequential
 CHARACTERS_PER_TOKEN = 4
+SMALL_MODEL = 200_000_000  # parameters
 MAX_WORKERS = 8  # a thread holds a batch of decoded pictures
 # What differs between a model in memory and the same one saved and loaded; the weights tell their types themselves.
 NOT_IN_FINGERPRINT = ("_name_or_path", "architectures", "auto_map", "dtype", "processor_class", "transformers_version")
@@ -91,7 +94,8 @@ class Encoder:
         processor: its Moon2Processor.
         batch_size: items per forward.
         workers: threads that decode pictures and make model inputs of them, each a batch; None: as many as the
-            machine has processors less one, at most eight.
+            machine has processors less one, at most eight. A small model on a CPU computes several batches side by
+            side, on as many threads as torch has, each of which makes its own inputs.
 
     Example:
         >>> encoder = Encoder(model, processor)
@@ -180,7 +184,8 @@ class Encoder:
         take = _all_views if alone is None else lambda output: (output.embeddings,)
         encoded = None
         ranges = ((window, range(len(window))) for window in windows)
-        for batch, parts in self._forward(ranges, alone, take, lenient, skip_lacking=True):
+        small = self._has_small_operations()  # whatever is left to do, for the same numbers
+        for batch, parts in self._forward(ranges, alone, take, lenient, skip_lacking=True, side_by_side=small):
             if encoded is None:
                 shape = (batch.window_rows, self.width)
                 vectors = {view: np.zeros(shape, dtype=np.float32) for view in views}
@@ -216,6 +221,22 @@ class Encoder:
                 yield routing
                 bar.update(len(batch.rows))
 
+    def model_inputs(self, items: Sequence[dict[str, Any]], view: str | None = None) -> Iterator[BatchFeature]:
+        """Yield the model inputs of every batch in the order in which they are encoded, on the host.
+
+        Args:
+            items: N items.
+            view: that is encoded; None: all of them in one pass.
+
+        Raises:
+            ValueError: an item lacks the view or cannot be read; the message names the item.
+        """
+        with ThreadPoolExecutor(1) as reader:
+            plans = self._plans(reader, self._windows(items), view, False)
+            work = partial(self._inputs, view=view, lenient=False)
+            for batch in _ahead(plans, work, {"max_workers": self.workers}):
+                yield batch.inputs
+
     def _windows(self, items: Sequence[dict[str, Any]]) -> Iterator[tuple[Sequence[dict[str, Any]], range]]:
         window = self.batch_size * BATCHES_PER_WINDOW
         return ((items, range(start, min(start + window, len(items)))) for start in range(0, len(items), window))
@@ -227,65 +248,76 @@ class Encoder:
         take: Callable[[Any], Any],
         lenient: bool = False,
         skip_lacking: bool = False,
+        side_by_side: bool | None = None,
     ) -> Iterator[tuple[_Batch, Any]]:
         """Yield batches and what `take` takes from the model's outputs, None for a batch without inputs.
 
-        A batch is yielded when the next one runs, so that reading its vectors does not keep an accelerator waiting.
+        Batches run side by side, each on one thread, or one after the other on all of them; unless told, whichever is
+        faster. An embedding's last digits may depend on it.
         """
-        was_training = self.model.training
+
+        def run(batch: _Batch) -> tuple[_Batch, Any]:
+            if batch.inputs is None:
+                return batch, None
+            inputs = send_to_device(dict(batch.inputs), self.model.device)
+            with torch.no_grad():  # what FSDP gathers in inference mode would break the training step after it
+                return batch._replace(inputs=None), take(self.model(**inputs, return_views=view is None))
+
+        was_training, threads = self.model.training, torch.get_num_threads()
         self.model.eval()
         try:
-            before = None
-            for batch in self._prepared(windows, view, lenient, skip_lacking):
-                taken = None
-                if batch.inputs is not None:
-                    inputs = send_to_device(dict(batch.inputs), self.model.device)
-                    with torch.no_grad():  # what FSDP gathers in inference mode would break the training step after it
-                        taken = take(self.model(**inputs, return_views=view is None))
-                if before is not None:
-                    yield before
-                before = batch._replace(inputs=None), taken
-            if before is not None:
+            with ThreadPoolExecutor(1) as reader:
+                plans = self._plans(reader, windows, view, skip_lacking)
+                first = next(plans, None)
+                if first is None:
+                    return
+                if side_by_side is None:
+                    side_by_side = self._has_small_operations() and len(first.batches) > 1
+                work = partial(self._inputs, view=view, lenient=lenient)
+                if side_by_side:
+                    options = {"max_workers": threads, "initializer": torch.set_num_threads, "initargs": (1,)}
+                    yield from _ahead(chain([first], plans), lambda *part: run(work(*part)), options)
+                    return
+                before = None
+                for batch in _ahead(chain([first], plans), work, {"max_workers": self.workers}):
+                    following = run(batch)
+                    if before is not None:  # only now, so that reading its vectors keeps no accelerator waiting
+                        yield before
+                    before = following
                 yield before
         finally:
+            torch.set_num_threads(threads)  # the number that new threads begin with
             self.model.train(was_training)
 
-    def _prepared(
+    def _has_small_operations(self) -> bool:
+        """Whether the model's operations are too small for all threads of the CPU to share one well."""
+        return (
+            self.model.device.type == "cpu"
+            and torch.get_num_threads() > 1
+            and self.model.num_parameters() <= SMALL_MODEL
+            and not torch.distributed.is_initialized()  # processes meet in a forward, in one order
+            and not hasattr(self.model, "hf_device_map")  # weights are moved in a forward
+        )
+
+    def _plans(
         self,
+        reader: ThreadPoolExecutor,
         windows: Iterable[tuple[Sequence[dict[str, Any]], range]],
         view: str | None,
-        lenient: bool = False,
-        skip_lacking: bool = False,
-    ) -> Iterator[_Batch]:
-        """Yield batches, longest items of a window first, so that too big a batch fails at once.
-
-        One thread reads and sorts the next window, others prepare the next batches, as many as there are threads.
-        """
+        skip_lacking: bool,
+    ) -> Iterator[_Plan]:
+        """Windows with their batches, longest items first, so that too big a one fails at once; one is read ahead."""
         windows = iter(windows)
 
-        def planned() -> tuple[Sequence[dict[str, Any]], range, list[np.ndarray]] | None:
+        def planned() -> _Plan | None:
             for items, rows in windows:
-                return items, rows, self._plan(items, rows, view, skip_lacking)
+                return _Plan(items, rows, self._plan(items, rows, view, skip_lacking))
             return None
 
-        waiting: deque[tuple[Future[_Batch], int, bool]] = deque()
-
-        def finished() -> _Batch:
-            future, window_rows, last = waiting.popleft()
-            return future.result()._replace(window_rows=window_rows, last=last)
-
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self.workers) as pool:
+        following = reader.submit(planned)
+        while (plan := following.result()) is not None:
             following = reader.submit(planned)
-            while (plan := following.result()) is not None:
-                following = reader.submit(planned)
-                items, rows, batches = plan
-                for number, batch in enumerate(batches, start=1):
-                    future = pool.submit(self._inputs, items, batch, view, lenient)
-                    waiting.append((future, len(rows), number == len(batches)))
-                    if len(waiting) > self.workers:
-                        yield finished()
-            while waiting:
-                yield finished()
+            yield plan
 
     def _plan(
         self, items: Sequence[dict[str, Any]], rows: range, view: str | None, skip_lacking: bool
@@ -314,16 +346,24 @@ class Encoder:
             length += patches // image_processor.merge_size**2
         return length
 
-    def _inputs(self, items: Sequence[dict[str, Any]], rows: np.ndarray, view: str | None, lenient: bool) -> _Batch:
+    def _inputs(
+        self,
+        items: Sequence[dict[str, Any]],
+        rows: np.ndarray,
+        window_rows: int,
+        last: bool,
+        view: str | None,
+        lenient: bool,
+    ) -> _Batch:
         taken = {row: take_view(items[row], row, view or "multimodal") for row in rows.tolist()}
         budget = self.processor.image_processor.size["longest_edge"]
         taken = {
             row: (text, [decode_picture(image, budget) for image in images]) for row, (text, images) in taken.items()
         }
         if not taken:
-            return _Batch(rows, None, [])
+            return _Batch(rows, None, [], window_rows, last)
         try:
-            return _Batch(rows, self._processed(taken, view), [])
+            return _Batch(rows, self._processed(taken, view), [], window_rows, last)
         except ValueError as error:
             losses: list[Loss] = []
             for row in rows.tolist():
@@ -334,7 +374,7 @@ class Encoder:
                 first = losses[0]
                 raise ValueError(f"{item_name(items[first.row], first.row)}{first.message}") from error
         rows = np.array(list(taken), dtype=np.int64)
-        return _Batch(rows, self._processed(taken, view) if taken else None, losses)
+        return _Batch(rows, self._processed(taken, view) if taken else None, losses, window_rows, last)
 
     def _examine(self, taken: dict[int, tuple[Any, list]], row: int, losses: list[Loss]) -> None:
         """Find what is wrong with an item and take it out: a picture, or all of it where nothing is left."""
@@ -374,8 +414,33 @@ class _Batch(NamedTuple):
     rows: np.ndarray
     inputs: BatchFeature | None
     losses: list[Loss]
-    window_rows: int = 0
-    last: bool = False
+    window_rows: int
+    last: bool
+
+
+class _Plan(NamedTuple):
+    """A window: its items, which of them are in it, and the rows of every batch."""
+
+    items: Sequence[dict[str, Any]]
+    rows: range
+    batches: list[np.ndarray]
+
+
+def _ahead(plans: Iterable[_Plan], work: Callable[..., Any], pool_options: dict[str, Any]) -> Iterator[Any]:
+    """Yield what work(items, rows, rows of the window, is last of it) makes of every batch, in order.
+
+    As many batches as there are threads are worked on ahead of the one that is asked for.
+    """
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(**pool_options) as pool:
+        for plan in plans:
+            for number, rows in enumerate(plan.batches, start=1):
+                last = number == len(plan.batches)
+                waiting.append(pool.submit(work, plan.items, rows, len(plan.rows), last))
+                if len(waiting) > pool_options["max_workers"]:
+                    yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _all_views(output: Any) -> tuple[torch.Tensor, ...]:

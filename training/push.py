@@ -17,9 +17,9 @@ from moon2_dataset.hub_errors import one_line_errors
 from .model_card import write_model_card
 
 INDEX, SINGLE = constants.SAFETENSORS_INDEX_FILE, constants.SAFETENSORS_SINGLE_FILE
-NEEDED = ("config.json", "configuration_moon2.py", "layout_moon2.py", "modeling_moon2.py", "processing_moon2.py",
-          "processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "modules.json",
-          "sentence_bert_config.json")  # fmt: skip
+NEEDED = ("config.json", "configuration_moon2.py", "layout_moon2.py", "modeling_moon2.py", "patches_moon2.py",
+          "processing_moon2.py", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
+          "chat_template.jinja", "modules.json", "sentence_bert_config.json")  # fmt: skip
 # What a model repository is made of. Pickles, which can run any code where they are loaded, are not among it.
 ALLOWED = ["*.safetensors", "*.json", "*.py", "*.jinja", "*.txt", "*.model", "*.md", "*.png", "*.jpg", "*.webp",
            "LICENSE", "NOTICE"]  # fmt: skip

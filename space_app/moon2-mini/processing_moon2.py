@@ -7,13 +7,15 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .configuration_moon2 import GUIDED_FIELDS
+from .patches_moon2 import makes_patches, picture_patches
 
 MAX_ASPECT_RATIO = 200
+ORIENTATION, UPRIGHT = ExifTags.Base.Orientation, 1
 TEXT_FIELDS = ("title", *GUIDED_FIELDS)
 FIELD_SEPARATOR = ". "
 IMAGE_TOKEN, VISION_START_TOKEN, VISION_END_TOKEN = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -59,13 +61,16 @@ def load_image(image) -> Image.Image:
             image = _image_from_array(np.asarray(image))
         elif not isinstance(image, Image.Image):
             raise ValueError(f"{type(image).__name__} is no image; give a PIL image, path, bytes or array")
-        image = ImageOps.exif_transpose(image)  # loads the pixels, so damage shows here
+        image.load()  # so damage shows here
+        if image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT:
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):  # 16-bit and float images: PIL's own conversion would clip them
             image = _image_from_array(_to_unit_range(np.asarray(image)))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
+        if image.mode != "RGB":
+            image = image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"unreadable image ({error})") from error
     if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
@@ -198,9 +203,9 @@ class Moon2Processor(ProcessorMixin):
                         pictures.append(load_image(image))
                     except ValueError as error:
                         raise ValueError(f"item {item}, image {number}: {error}") from error
-            image_inputs = self.image_processor(images=pictures, return_tensors="pt", **_image_kwargs(kwargs))
-            data = {"pixel_values": image_inputs["pixel_values"], "image_grid_thw": image_inputs["image_grid_thw"]}
-            counts = iter((data["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist())
+            pixel_values, grids = self._patches(pictures, _image_kwargs(kwargs))
+            data = {"pixel_values": pixel_values, "image_grid_thw": grids}
+            counts = iter((grids.prod(-1) // self.image_processor.merge_size**2).tolist())
             image_tokens = [[next(counts) for _ in item_images] for item_images in image_lists]
 
         token_ids, token_fields = self._tokenize(texts)
@@ -271,6 +276,13 @@ class Moon2Processor(ProcessorMixin):
             **kwargs.get("processor_kwargs") or {},
         )
         return inputs if kwargs.get("return_dict") else inputs["input_ids"]
+
+    def _patches(self, pictures: list[Image.Image], options: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """pixel_values and image_grid_thw of pictures."""
+        if not options and makes_patches(self.image_processor):
+            return picture_patches(pictures, self.image_processor)
+        inputs = self.image_processor(images=pictures, return_tensors="pt", **options)
+        return inputs["pixel_values"], inputs["image_grid_thw"]
 
     def _clean_parts(self, text: str | Mapping | None, item: int) -> list[tuple[str, str]]:
         """The fields of an item's text, without lone surrogates and with control tokens broken up."""

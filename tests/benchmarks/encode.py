@@ -137,8 +137,7 @@ class EncodeBench(Bench):
     def batches(self, stream: ProductStream, encoder: Encoder) -> list[dict[str, Any]]:
         """The model inputs of all products in the batches in which they are encoded, on the device."""
         items = [item for item in catalogue_items(stream)]
-        prepared = encoder._prepared(encoder._windows(items), VIEW)
-        return [send_to_device(dict(batch.inputs), self.options.device) for batch in prepared]
+        return [send_to_device(dict(inputs), self.options.device) for inputs in encoder.model_inputs(items, VIEW)]
 
 
 def catalogue_items(stream: ProductStream) -> list[dict[str, Any]]:

@@ -14,7 +14,13 @@ import torch
 
 import modeling_moon2
 
-CODE_FILES = ("configuration_moon2.py", "layout_moon2.py", "modeling_moon2.py", "processing_moon2.py")
+CODE_FILES = (
+    "configuration_moon2.py",
+    "layout_moon2.py",
+    "modeling_moon2.py",
+    "patches_moon2.py",
+    "processing_moon2.py",
+)
 EMBED = """
 import sys
 import numpy as np

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import weakref
 
 import numpy as np
@@ -183,7 +184,7 @@ def test_items_are_read_batch_by_batch_and_not_kept(monkeypatch, encoder, make_i
 
 def test_batches_hold_items_of_similar_length(encoder, items):
     padded = real = 0
-    for _, inputs, *_ in encoder._prepared(encoder._windows(items), "multimodal"):
+    for inputs in encoder.model_inputs(items, "multimodal"):
         padded += inputs["attention_mask"].numel()
         real += int(inputs["attention_mask"].sum())
     in_order = 0
@@ -192,6 +193,44 @@ def test_batches_hold_items_of_similar_length(encoder, items):
         inputs = encoder.processor(text=[i["text"] for i in batch], images=[i["images"] for i in batch])
         in_order += inputs["attention_mask"].numel()
     assert padded - real < 0.4 * (in_order - real)
+
+
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_batches_of_a_small_model_run_side_by_side(encoder, items, two_threads, monkeypatch):
+    running, threads = [], set()
+    forward = type(encoder.model).forward
+
+    def watched(model, **inputs):
+        running.append(torch.get_num_threads())
+        threads.add(threading.current_thread().name)
+        return forward(model, **inputs)
+
+    monkeypatch.setattr(type(encoder.model), "forward", watched)
+    found = encoder.encode(items, progress=False)
+    assert len(threads) > 1 and set(running) == {1}
+    running.clear()
+    monkeypatch.setattr(encode_module, "SMALL_MODEL", 0)
+    np.testing.assert_allclose(encoder.encode(items, progress=False), found, atol=1e-5)
+    assert set(running) == {2}
+    running.clear()
+    monkeypatch.setattr(encode_module, "SMALL_MODEL", 10**9)
+    encoder.encode(items[: encoder.batch_size], progress=False)  # one batch, which somebody waits for
+    assert running == [2] and torch.get_num_threads() == 2
+
+
+def test_the_last_batch_of_a_catalogue_has_the_same_bits_alone(encoder, items, two_threads):
+    windows = [items[:8], items[8:9]]
+    together = list(encoder.encode_windows(windows))[1]
+    (alone,) = encoder.encode_windows(windows[1:])
+    for view, vectors in alone.vectors.items():
+        assert (vectors == together.vectors[view]).all(), view
 
 
 def test_no_items_give_no_rows(encoder):

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, constants
 from moon2_training.cli import main
 from moon2_training.model_card import write_model_card
 
-CODE = {"configuration_moon2.py", "layout_moon2.py", "modeling_moon2.py", "processing_moon2.py"}
+CODE = {"configuration_moon2.py", "layout_moon2.py", "modeling_moon2.py", "patches_moon2.py", "processing_moon2.py"}
 REST = {"config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
         "modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "README.md", "results.json",
         "searches.png"}  # fmt: skip
