@@ -170,6 +170,7 @@ class Moon2Trainer(Trainer):
                 enriched_title_share=args.enriched_title_share,
                 expanded_image_share=args.expanded_image_share,
                 word_dropout=args.word_dropout,
+                pixel_budget=processing_class.image_processor.size["longest_edge"],
             )
         super().__init__(
             model=model,

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from modeling_moon2.processing_moon2 import load_image
 from moon2_dataset import ProductQueries
 
-from .query_photo import make_query_photo
+from .encoded_pictures import decode_picture
+from .query_photo import MAX_SIDE, make_query_photo
 from .word_dropout import drop_words
 
 MAX_DRAWS = 32  # rejected draws before a negative is looked for exhaustively
@@ -84,6 +85,8 @@ class TripletDataset(Dataset):
         expanded_image_share: probability that a picture of an item is replaced by one of its expanded images or by
             the crop of its core region, all equally likely and none twice in an item.
         word_dropout: probability that a word is left out of a query's text or an item's title.
+        pixel_budget: most pixels that the model sees of a picture; a JPEG of many times as many is then decoded at a
+            fraction of its size, but no smaller than the photos made from it.
 
     Raises:
         ValueError: (when an example is read) a picture cannot be read; names the product or query.
@@ -101,6 +104,7 @@ class TripletDataset(Dataset):
         enriched_title_share: float = 0.5,
         expanded_image_share: float = 0.15,
         word_dropout: float = 0.0,
+        pixel_budget: int | None = None,
     ) -> None:
         self.data = data
         self.negatives = negatives
@@ -111,6 +115,7 @@ class TripletDataset(Dataset):
         self.enriched_title_share = enriched_title_share
         self.expanded_image_share = expanded_image_share
         self.word_dropout = word_dropout
+        self.decoded_pixels = None if pixel_budget is None else max(pixel_budget, (MAX_SIDE // 2) ** 2)
         # (N, K) rows of hard negatives, -1 for none: shared, so that what is mined reaches reading processes
         self.mined = torch.full((len(data.products), mined_per_product), -1, dtype=torch.int64).share_memory_()
         order = np.argsort(data.leaf, kind="stable")
@@ -238,6 +243,8 @@ class TripletDataset(Dataset):
         """Decode pictures; the name of one that cannot be read goes to `unreadable`, if that is no error."""
         opened = []
         for name, image, box in pictures:
+            if self.decoded_pixels is not None and not box:
+                image = decode_picture(image, self.decoded_pixels)
             try:
                 image = load_image(image)
                 opened.append(load_image(_cut_out(image, box)) if box else image)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from datasets import Dataset, Features
+from PIL import Image
 
 from modeling_moon2.processing_moon2 import load_image
 from moon2_dataset import OPTIONAL_PRODUCT_FEATURES, join
@@ -42,6 +43,22 @@ def test_the_query_photo_is_the_logs_own_or_made_from_the_product(shop):
     assert image_only.query.text is None and len(image_only.query.images) == 1
     without_picture = dataset[ROW_OF_QUERY["q3"]]
     assert without_picture.query.images == [] and without_picture.positive.images == []
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(shop):
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 18, 3), dtype=np.uint8)).resize(
+        (1800, 2400)
+    )
+    file = io.BytesIO()
+    large.save(file, "JPEG")
+    products = shop.products.select([0]).to_list()
+    products[0] |= {"images": [{"bytes": file.getvalue(), "path": None}]}
+    queries = Dataset.from_dict({"query_id": ["a"], "text": ["mug"], "image": [None], "product_id": ["p0"]})
+    data = join(Dataset.from_list(products, features=shop.products.features), queries)
+    (whole,), (small,) = (TripletDataset(data, pixel_budget=b)[0].positive.images for b in (None, 64 * 64))
+    assert whole.size == (1800, 2400) and small.size == (450, 600)  # photos of 512 pixels are made from it
+    again = whole.resize(small.size)
+    assert np.abs(np.asarray(again, dtype=float) - np.asarray(small)).mean() < 2
 
 
 def test_several_pictures_are_drawn_anew_and_the_photo_shows_another(shop, monkeypatch):
