@@ -25,11 +25,12 @@ from .ann_index import ANN_FROM, approximately, build_ann, is_outgrown, is_scatt
 from .catalogue_source import RowError
 from .filters import Filters
 from .index_manifest import MANIFEST, check_encoder, new_manifest, read_manifest, write_json
-from .indexed_rows import make_thumbnail, product_row, row_item, rows_table
+from .indexed_rows import make_thumbnail, product_row, row_item
 from .product_table import ProductTable
+from .unwritten_rows import UnwrittenRows
 from .vectors_in_memory import VectorsInMemory
 
-BATCH_PRODUCTS = 256  # encoded and written together
+BATCH_PRODUCTS = 256  # encoded together
 IDS_AT_ONCE = 1000
 # Queries ask for multimodal vectors; products for those like them, by any one view.
 SEARCHES = (*((view, "multimodal") for view in VIEWS), ("text", "text"), ("image", "image"))
@@ -148,8 +149,9 @@ class CatalogueIndex(ProductTable):
     ) -> Changes:
         """Add products, and replace those whose id is there. What has not changed is passed over.
 
-        Products are encoded and written in batches, each whole or not at all; what was written before a cancel or a
-        crash stays, and the next call with the same products goes on after it. A product is encoded again only if
+        Products are encoded and written in batches, each whole or not at all; what was encoded before a cancel stays,
+        and what was written before a crash, which is a few seconds behind; the next call with the same products goes
+        on after it. A product is encoded again only if
         its title or its pictures have changed. Of several products with one id the last one stays.
 
         Args:
@@ -168,14 +170,20 @@ class CatalogueIndex(ProductTable):
             counts: Counter[str] = Counter()
             errors: list[RowError] = []
             iterator, cancelled = iter(products), False
-            while not (cancelled := _is_cancelled(cancel)):
-                batch = list(itertools.islice(iterator, BATCH_PRODUCTS))
-                if not batch:
-                    break
-                self._add_batch(batch, counts["done"], known, counts, errors, vectors)
-                counts["done"] += len(batch)
-                if progress is not None:
-                    progress(counts["done"], total)
+            unwritten = UnwrittenRows(self._table)
+            try:
+                while not (cancelled := _is_cancelled(cancel)):
+                    batch = list(itertools.islice(iterator, BATCH_PRODUCTS))
+                    if not batch:
+                        break
+                    if unwritten.holds(product["product_id"] for product in batch):
+                        unwritten.write()
+                    unwritten.add(*self._changed(batch, counts["done"], known, counts, errors, vectors))
+                    counts["done"] += len(batch)
+                    if progress is not None:
+                        progress(counts["done"], total)
+            finally:
+                unwritten.write()
             if counts["added"] or counts["replaced"]:
                 self._refresh()
         return Changes(
@@ -272,7 +280,7 @@ class CatalogueIndex(ProductTable):
         keys = zip(table["content_key"].to_pylist(), table["encoded_key"].to_pylist(), strict=True)
         return dict(zip(table["product_id"].to_pylist(), keys, strict=True))
 
-    def _add_batch(
+    def _changed(
         self,
         batch: Sequence[Mapping[str, Any]],
         first: int,
@@ -280,7 +288,8 @@ class CatalogueIndex(ProductTable):
         counts: Counter[str],
         errors: list[RowError],
         vectors: WrittenVectors | None,
-    ) -> None:
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """The rows of a batch that are to be written, and whether one of them is there."""
         last = {product["product_id"]: first + place for place, product in enumerate(batch)}
         rows: list[dict[str, Any]] = []
         for number, product in enumerate(batch, start=first):
@@ -301,17 +310,10 @@ class CatalogueIndex(ProductTable):
         for row in rows:
             row |= before.get(row["product_id"], {})
         rows = [row for row in rows if vector_column("multimodal") in row]
-        if not rows:
-            return
         replaced = sum(row["product_id"] in known for row in rows)
-        data = rows_table(rows, self._table.schema)
-        if replaced:
-            merge = self._table.merge_insert("product_id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(data, on_bad_vectors="null")  # it calls so the null of a view that a product lacks
-        else:
-            self._table.add(data, on_bad_vectors="null")
         known.update((row["product_id"], (row["content_key"], row["encoded_key"])) for row in rows)
         counts.update(added=len(rows) - replaced, replaced=replaced, encoded=len(rows) - len(before) - taken)
+        return rows, replaced > 0
 
     def _encode(self, rows: Sequence[dict[str, Any]], errors: list[RowError], vectors: WrittenVectors | None) -> int:
         """Give rows a thumbnail and the vectors of their views; one that cannot be encoded gets none.
