@@ -27,7 +27,7 @@ from modeling_moon2 import Moon2Model
 from modeling_moon2.modeling_moon2 import Moon2ViewsOutput
 from moon2_training.losses import DualLevelAlignmentLoss
 
-IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
+IMPLEMENTATIONS = {"cpu": ("eager", "grouped_mm"), "cuda": ("eager", "grouped_mm", "batched_mm")}
 PLACES = 5  # of host waits, to print
 
 
@@ -86,7 +86,7 @@ def measure_encode(bench: Bench) -> None:
     for items in sorted({1, bench.options.items}):
         inputs = bench.inputs(items)
         for variant, experts in EXPERTS.items():
-            for implementation in IMPLEMENTATIONS if experts else ("none",):
+            for implementation in IMPLEMENTATIONS[bench.options.device] if experts else ("none",):
                 candidates[variant, implementation, items] = partial(encode, bench.model(variant), inputs)
 
     def prepare(name: tuple[str, str, int]) -> None:
@@ -119,13 +119,15 @@ def measure_views(bench: Bench) -> None:
             flops = items * bench.count(variant, way, partial(backward, views=ways[way]))
             row = {"variant": variant, "way": way, "items": items, "tokens": tokens[way], "patches": images[way]}
             row |= {"ms": 1e3 * of_way} | bench.costs(of_way, flops)
+            row |= {"activations GB": bench.activation_memory(model, runs[name])}
             of_variant[way] = row | {"peak GB": bench.peak_memory(model, runs[name])}
         bench.table(f"views, {variant}", list(of_variant.values()))
         if len(of_variant) == len(ways):
             fused, separate = (of_variant[way] for way in ways)
             columns = {
                 "time": "ms",
-                "memory": "peak GB",
+                "activations": "activations GB",
+                "peak memory": "peak GB",
                 "bound: FLOPs": "TFLOP",
                 "tokens": "tokens",
                 "patches": "patches",

@@ -285,6 +285,22 @@ class Bench:
         self.release()
         return peak
 
+    def activation_memory(self, model: Moon2Model, run: Callable[[], Any]) -> float:
+        """GB that a call keeps for its backward, without the model's weights; a storage counts once."""
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run()
+        model.zero_grad(set_to_none=True)
+        return sum(kept.values()) / 1e9
+
     def forget_gradients(self, name: Hashable) -> None:
         """Prepare a call of the variant that the candidate's name begins with."""
         self.model(name[0]).zero_grad(set_to_none=True)
