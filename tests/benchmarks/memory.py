@@ -36,7 +36,7 @@ def train(batch: int, chunk: int, steps: int, negatives: str, threads: int) -> d
     """Train a few steps in this process; `chunk` of 0 is the plain step.
 
     Returns:
-        {"seconds" of all steps, "bytes" beyond those before, "whole" bytes}.
+        {"seconds" of all steps, "cpu" seconds of this process, "bytes" beyond those before, "whole" bytes}.
     """
     import torch
     from datasets import concatenate_datasets
@@ -68,12 +68,13 @@ def train(batch: int, chunk: int, steps: int, negatives: str, threads: int) -> d
             else:
                 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
                 found["before"] = resident("VmRSS")
-            found["start"] = time.perf_counter()
+            found["start"], found["cpu"] = time.perf_counter(), time.process_time()
 
         def on_train_end(self, args, state, control, **kwargs):
             if cuda:
                 torch.cuda.synchronize()
             found["seconds"] = time.perf_counter() - found.pop("start")
+            found["cpu"] = time.process_time() - found["cpu"]
             found["whole"] = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")
             found["bytes"] = found["whole"] - found.pop("before")
 
@@ -120,11 +121,12 @@ def measure(batch: int, chunk: int, negatives: str, threads: int, repeats: int) 
         for name, row in rows.items():
             found[name].append(run(**row, negatives=negatives, threads=threads))
     medians = {
-        name: {key: statistics.median(of[key] for of in runs) for key in ("seconds", "bytes", "whole")}
+        name: {key: statistics.median(of[key] for of in runs) for key in ("seconds", "cpu", "bytes", "whole")}
         for name, runs in found.items()
     }
     _, many, cached = medians.values()
-    ratios = {"time": cached["seconds"] / many["seconds"], "memory": cached["bytes"] / max(many["bytes"], 1)}
+    ratios = {name: cached[key] / many[key] for name, key in (("time", "seconds"), ("CPU time", "cpu"))}
+    ratios |= {"memory": cached["bytes"] / max(many["bytes"], 1)}
     return {"rows": medians, "cached / plain": ratios}
 
 
@@ -145,9 +147,10 @@ def main() -> None:
     if arguments.batch % arguments.chunk:
         parser.error(f"--batch {arguments.batch} is no multiple of --chunk {arguments.chunk}")
     result = measure(arguments.batch, arguments.chunk, arguments.negatives, arguments.threads, arguments.repeats)
-    print("| | seconds | MB beyond those before | MB of the process |\n|---|---|---|---|")
+    print("| | seconds | CPU seconds | MB beyond those before | MB of the process |\n|---|---|---|---|---|")
     for name, row in result["rows"].items():
-        print(f"| {name} | {row['seconds']:.1f} | {row['bytes'] / MEGABYTE:.0f} | {row['whole'] / MEGABYTE:.0f} |")
+        memory = f"{row['bytes'] / MEGABYTE:.0f} | {row['whole'] / MEGABYTE:.0f}"
+        print(f"| {name} | {row['seconds']:.1f} | {row['cpu']:.1f} | {memory} |")
     print(", ".join(f"{name} × {ratio:.2f}" for name, ratio in result["cached / plain"].items()))
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

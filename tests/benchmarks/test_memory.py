@@ -21,7 +21,7 @@ def test_the_cached_step_stands_beside_as_many_plain_ones(tmp_path, monkeypatch,
     one, two, cached = result["rows"].values()
     assert list(result["rows"]) == ["1 plain step of 4", "2 plain steps of 4", "1 cached step of 8"]
     for row in (one, two, cached):
-        assert 0 <= row["bytes"] < row["whole"] and row["seconds"] > 0
+        assert 0 <= row["bytes"] < row["whole"] and row["seconds"] > 0 and row["cpu"] > 0
     assert result["cached / plain"]["time"] == pytest.approx(cached["seconds"] / two["seconds"])
     assert "| 1 cached step of 8 |" in capsys.readouterr().out
 
