@@ -369,6 +369,8 @@ class CatalogueIndex(ProductTable):
         if len(self) and "title" not in there:
             self._table.create_index("title", config=FTS(base_tokenizer="icu", remove_stop_words=False))
             self._table.create_index("product_id", config=BTree())
+        if len(self) and "category_key" not in there:
+            self._table.create_index("category_key", config=BTree())
         if is_due:
             self.manifest["ann"] = build_ann(self._table, {view: vector_column(view) for view in VIEWS}, SEARCHES)
         self._write_manifest()

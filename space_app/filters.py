@@ -12,6 +12,7 @@ from lancedb.expr import Expr, col, lit
 
 # Control characters, which no cleaned name or value holds, so that one text column can hold a list unmistakably.
 START, BETWEEN, EQUALS = "\x1e", "\x1f", "\x1d"
+AFTER_BETWEEN = chr(ord(BETWEEN) + 1)
 MAX_VALUES = 100
 MAX_LENGTH = 1000  # characters of a name or value
 
@@ -59,7 +60,8 @@ class Filters:
         """The condition over the columns that `filter_columns` makes; None where nothing is asked for."""
         conditions = []
         if self.category:
-            conditions.append(col("category_key").contains(lit(_category_key(self.category))))
+            first = _category_key(self.category)  # of the paths that begin so: a range, which an index answers
+            conditions += [col("category_key") >= lit(first), col("category_key") < lit(first[:-1] + AFTER_BETWEEN)]
         for name, values in self.attributes.items():
             one_of = [col("attribute_key").contains(lit(_joined([_pair(name, value)]))) for value in values]
             conditions.append(reduce(or_, one_of))

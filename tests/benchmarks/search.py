@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import lancedb
 import numpy as np
 import pyarrow as pa
-from lancedb.index import HnswSq, IvfFlat, IvfPq, IvfRq, IvfSq
+from lancedb.index import BTree, HnswSq, IvfFlat, IvfPq, IvfRq, IvfSq
 
 from moon2_space.ann_index import DEPTH, EVERY, PARTITION_ROWS, SAME, SAMPLE_RATE, WANTED_RECALL, nearest_of_all
 from moon2_space.filters import Filters, filter_columns
@@ -151,6 +151,7 @@ def make_table(folder: Path, vectors: Vectors, session: lancedb.Session) -> lanc
     for start in range(0, len(vectors.products), BLOCK):
         table.add(rows_of(vectors, start, min(start + BLOCK, len(vectors.products)), schema))
     table.optimize(cleanup_older_than=timedelta(milliseconds=1))
+    table.create_index("category_key", config=BTree())
     return table
 
 
