@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import lancedb
 import numpy as np
 from lancedb.index import IvfFlat, IvfSq
-from lancedb.query import LanceVectorQueryBuilder
+from lancedb.query import AsyncVectorQuery, LanceVectorQueryBuilder
 
 ANN_FROM = 50_000  # products; up to there every one is compared
 PARTITION_ROWS = 4096  # products of a partition
@@ -29,6 +29,8 @@ GROWTH = 2  # times the products it was made with, until it is made anew
 SEGMENTS = 16  # LanceDB adds one for every addition it takes in, and searches all of them
 UNINDEXED_ROWS = 2000  # that every search compares one by one
 FRAGMENTS = 20  # files of them
+
+VectorQuery = TypeVar("VectorQuery", LanceVectorQueryBuilder, AsyncVectorQuery)
 
 
 def build_ann(
@@ -88,9 +90,7 @@ def build_ann(
     return ann | {"recall@10": recalls, "sample": max(map(len, samples.values()), default=0)}
 
 
-def approximately(
-    query: LanceVectorQueryBuilder, ann: Mapping[str, Any], is_filtered: bool = False
-) -> LanceVectorQueryBuilder:
+def approximately(query: VectorQuery, ann: Mapping[str, Any], is_filtered: bool = False) -> VectorQuery:
     """Let a query look into as few partitions as `build_ann` found to do.
 
     Args:

@@ -8,13 +8,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from lancedb.expr import col
 from lancedb.index import FTS, BTree
-from lancedb.query import MatchQuery
+from lancedb.query import AsyncFTSQuery, AsyncVectorQuery, MatchQuery
+from lancedb.table import AsyncTable
 
 from moon2_training.encode import VIEWS, Encoder, encoder_fingerprint
 from moon2_training.evaluate import AnyEncoder
@@ -239,17 +241,20 @@ class CatalogueIndex(ProductTable):
         expression = filters.expression() if filters else None
         if expression is None and not self.manifest["ann"] and self._in_memory.fit():
             return self._in_memory.nearest(vectors, k, view)
-        found: list[list[tuple[str, float]]] = []
-        for vector in vectors:
-            query = self._table.search(vector, vector_column_name=column).distance_type("cosine").limit(k)
+
+        def near(table: AsyncTable, vector: np.ndarray) -> AsyncVectorQuery:
+            query = table.query().nearest_to(vector).column(column).distance_type("cosine").limit(k)
             query = query.select(["product_id", "_distance"])
             if expression is not None:
                 query = query.where(expression)
             if exact:
-                query = query.bypass_vector_index()
-            elif self.manifest["ann"]:
-                query = approximately(query, self.manifest["ann"], expression is not None)
-            table = query.to_arrow()
+                return query.bypass_vector_index()
+            ann = self.manifest["ann"]
+            return approximately(query, ann, expression is not None) if ann else query
+
+        found = []
+        for vector in vectors:
+            table = self._reader.read(partial(near, vector=vector))
             similarities = (1.0 - table["_distance"].to_numpy()).tolist()
             found.append(list(zip(table["product_id"].to_pylist(), similarities, strict=True)))
         return found
@@ -267,10 +272,13 @@ class CatalogueIndex(ProductTable):
         """
         if not any(letter.isalnum() for letter in text):
             return []
-        query = self._table.search(MatchQuery(text, "title"), query_type="fts").limit(k)
-        if filters and (expression := filters.expression()) is not None:
-            query = query.where(expression)
-        table = query.select(["product_id", "_score"]).to_arrow()
+        expression = filters.expression() if filters else None
+
+        def with_any(table: AsyncTable) -> AsyncFTSQuery:
+            query = table.query().nearest_to_text(MatchQuery(text, "title")).limit(k).select(["product_id", "_score"])
+            return query if expression is None else query.where(expression)
+
+        table = self._reader.read(with_any)
         found = zip(table["product_id"].to_pylist(), table["_score"].to_pylist(), strict=True)
         return sorted(found, key=lambda hit: (-hit[1], hit[0]))  # equal ones come in any order
 

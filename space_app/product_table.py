@@ -15,14 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 from lancedb.expr import Expr, col
+from lancedb.query import AsyncQuery
+from lancedb.table import AsyncTable
 
 from moon2_training.vector_columns import vector_column
 
 from .index_manifest import read_manifest
 from .indexed_rows import PRODUCT_COLUMNS, SHOWN_COLUMNS, row_schema
+from .table_reader import TableReader
 
 TABLE = "products"
-FRESHNESS = timedelta(seconds=5)  # after which another process's changes are seen
+FRESHNESS = timedelta(seconds=5)  # after which `version` tells of another process's changes
 
 
 class Facets(NamedTuple):
@@ -53,9 +56,11 @@ class ProductTable:
         self.folder = folder
         self.manifest = read_manifest(folder) if manifest is None else manifest
         self._lock = FileLock(folder / ".lock")
-        database = lancedb.connect(folder, read_consistency_interval=FRESHNESS)
+        session = lancedb.Session()
+        database = lancedb.connect(folder, read_consistency_interval=FRESHNESS, session=session)
         schema = row_schema(self.manifest["dimension"])
         self._table = database.create_table(TABLE, schema=schema, exist_ok=True)
+        self._reader = TableReader(folder, TABLE, session)
         self._facets: tuple[int, Facets] | None = None
 
     def __len__(self) -> int:
@@ -138,5 +143,8 @@ class ProductTable:
             raise ValueError(f"{self.folder}: another writer is at work; wait until it is done") from error
 
     def _scan(self, columns: list[str], where: Expr | None = None) -> pa.Table:
-        query = self._table.search().select(columns).limit(None)
-        return (query if where is None else query.where(where)).to_arrow()
+        def query(table: AsyncTable) -> AsyncQuery:
+            everything = table.query().select(columns)
+            return everything if where is None else everything.where(where)
+
+        return self._reader.read(query)
