@@ -106,10 +106,12 @@ def cached_backward(
         The loss and its parts, detached, and the temperatures (2,).
     """
     views, keys, kept = _encode_without_graph(model, chunks(), chunk_sizes)
-    leaves = _leaves(views)
+    leaves, temperatures = _leaves(views), views.temperatures.detach()
     result = loss(views, keys)
     (result.loss * scale).backward()
+    result.loss = result.loss.detach()
     gradients = {name: leaf.grad for name, leaf in leaves.items()}
+    del views, leaves  # what was embedded is needed no more
 
     for number, (inputs, chunk) in enumerate(zip(chunks(), kept, strict=True)):
         last = number == len(kept) - 1
@@ -121,8 +123,7 @@ def cached_backward(
                 expert_choices=chunk.expert_choices,
             )
             backward(_surrogate(outputs, gradients, chunk.rows, whole=last))
-    result.loss = result.loss.detach()
-    return result, views.temperatures.detach()
+    return result, temperatures
 
 
 @torch.no_grad()
@@ -131,7 +132,8 @@ def _encode_without_graph(
 ) -> tuple[Moon2ViewsOutput, dict[str, Tensor], list[_Chunk]]:
     """Views and keys of the whole batch, its rows role by role, and what pass two must know of every chunk."""
     batch_size, start = sum(chunk_sizes), 0
-    kept, all_outputs, all_keys = [], [], []
+    kept, routings, all_keys = [], [], []
+    whole: dict[str, Tensor] = {}
     for inputs, size in zip(chunks, chunk_sizes, strict=True):
         random_state = RandomState(inputs["input_ids"].device)
         model_inputs = {name: value for name, value in inputs.items() if name not in KEYS}
@@ -140,26 +142,29 @@ def _encode_without_graph(
         triplets = torch.arange(start, start + size, device=outputs.has_text.device)
         rows = torch.cat([triplets + role * batch_size for role in range(roles)])
         kept.append(_Chunk(rows, random_state, outputs.expert_choices))
-        all_outputs.append(outputs)
+        for name in (*EMBEDDINGS, *PRESENCE):  # straight to its place, so that nothing large is there twice
+            if name not in whole:
+                whole[name] = outputs[name].new_empty(batch_size * roles, *outputs[name].shape[1:])
+            whole[name][rows] = outputs[name]
+        routings.append(outputs.routing)
         all_keys.append({name: inputs[name] for name in KEYS})
         start += size
     order = torch.cat([chunk.rows for chunk in kept]).argsort()
-    first = all_outputs[0]
 
-    def joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    def joined(tensors: list[Tensor], dim: int) -> Tensor:
         return torch.cat(tensors, dim=dim).index_select(dim, order)
 
     routing = None
-    if first.routing is not None:
+    if routings[0] is not None:
         routing = Moon2Routing(
-            *(joined([getattr(o.routing, name) for o in all_outputs], dim=2) for name in Moon2Routing._fields[:3]),
-            token_counts=joined([o.routing.token_counts for o in all_outputs], dim=1),
+            *(joined([getattr(of_chunk, name) for of_chunk in routings], dim=2) for name in Moon2Routing._fields[:3]),
+            token_counts=joined([of_chunk.token_counts for of_chunk in routings], dim=1),
         )
     views = Moon2ViewsOutput(
-        **{name: joined([o[name] for o in all_outputs]) for name in (*EMBEDDINGS, *PRESENCE)},
+        **whole,
         routing=routing,
-        alignment_logits=first.alignment_logits,
-        temperatures=first.temperatures,
+        alignment_logits=outputs.alignment_logits,
+        temperatures=outputs.temperatures,
     )
     return views, _join_keys(all_keys, roles), kept
 
