@@ -42,7 +42,7 @@ from .configuration_moon2 import GUIDED_FIELDS, Moon2Config, Moon2TextConfig, Mo
 from .layout_moon2 import image_parts, multimodal_position_ids, pad_packed, sequence_packing, vision_layout
 
 INITIAL_TEMPERATURE = 0.07
-MINIMAL_TEMPERATURE = 0.01
+MINIMAL_TEMPERATURE, MAXIMAL_TEMPERATURE = 0.01, 100.0
 
 
 class Moon2Routing(NamedTuple):
@@ -318,7 +318,7 @@ class Moon2DecoderLayer(GradientCheckpointingLayer):
 
 
 class Moon2Temperature(nn.Module):
-    """Learnable temperatures ε (inter-product) and ε̃ (intra-product), kept as logarithms and never under 0.01."""
+    """Learnable temperatures ε (inter-product) and ε̃ (intra-product), kept as logarithms; 0.01 to 100."""
 
     def __init__(self):
         super().__init__()
@@ -326,7 +326,9 @@ class Moon2Temperature(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """(2,) temperatures in float32."""
-        return self.weight.float().exp().clamp(min=MINIMAL_TEMPERATURE)
+        # bounded before exp, which would overflow, and turn its gradient of 0 into NaN
+        logarithms = self.weight.float().clamp(max=math.log(MAXIMAL_TEMPERATURE))
+        return logarithms.exp().clamp(min=MINIMAL_TEMPERATURE)
 
 
 class Moon2PreTrainedModel(Qwen3VLPreTrainedModel):

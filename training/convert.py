@@ -28,6 +28,7 @@ from modeling_moon2.modeling_moon2 import INITIAL_TEMPERATURE
 
 from .hub_folder import complete_hub_folder
 from .model_card import write_model_card
+from .non_finite import holds_non_finite
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PARTIAL = ".partial"  # OUT is built under OUT.partial and renamed when it is whole
@@ -98,7 +99,7 @@ class SourceWeights:
         folder: of the checkpoint.
 
     Raises:
-        ValueError: a shard is missing or damaged; names it.
+        ValueError: a shard is missing or damaged, or (when it is read) a tensor is not finite; names it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -119,8 +120,12 @@ class SourceWeights:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         original = self.names[name]
-        with _open(self.folder / self.files[original]) as tensors:
-            return tensors.get_tensor(original)
+        file = self.folder / self.files[original]
+        with _open(file) as tensors:
+            tensor = tensors.get_tensor(original)
+        if holds_non_finite(tensor):
+            raise ValueError(f"{file}: {original} holds NaN or infinity; download it again, or give another source")
+        return tensor
 
 
 def _open(file: Path):

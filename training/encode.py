@@ -25,6 +25,7 @@ from modeling_moon2.processing_moon2 import load_image, text_parts
 
 from .encoded_pictures import UNREADABLE, decode_picture, picture_size
 from .items import item_name, take_view
+from .non_finite import check_vectors, non_finite_weight
 
 VIEWS = ("text", "image", "multimodal")
 BATCHES_PER_WINDOW = 64  # items are sorted by length within a window, so that reading stays nearly sequential
@@ -124,14 +125,15 @@ class Encoder:
             (N, D) float32, normalised.
 
         Raises:
-            ValueError: an item lacks the view or cannot be read; the message names the item.
+            ValueError: an item lacks the view or cannot be read, or its vector is not finite; the message names the
+                item.
         """
         if view not in VIEWS:
             raise ValueError(f"view is {view!r}; choose one of {', '.join(VIEWS)}")
         embeddings = np.empty((len(items), self.width), dtype=np.float32)
         with tqdm(total=len(items), unit="item", disable=not progress) as bar:
             for batch, vectors in self._forward(self._windows(items), view, lambda output: output.embeddings):
-                embeddings[batch.rows] = vectors.cpu().numpy()
+                embeddings[batch.rows] = check_vectors(vectors.cpu().numpy(), batch.rows, items, self.model)
                 bar.update(len(batch.rows))
         return embeddings
 
@@ -143,7 +145,7 @@ class Encoder:
             progress: show a bar.
 
         Raises:
-            ValueError: an item has neither or cannot be read; the message names the item.
+            ValueError: an item has neither or cannot be read, or a vector is not finite; the message names the item.
         """
         embeddings = [np.zeros((len(items), self.width), dtype=np.float32) for _ in VIEWS]
         masks = [np.zeros(len(items), dtype=bool) for _ in range(2)]
@@ -152,6 +154,8 @@ class Encoder:
             for batch, parts in self._forward(self._windows(items), None, _all_views):
                 for array, part in zip(views, parts, strict=True):
                     array[batch.rows] = part.cpu().numpy()
+                for vectors in embeddings:
+                    check_vectors(vectors[batch.rows], batch.rows, items, self.model)
                 bar.update(len(batch.rows))
         return views
 
@@ -173,7 +177,8 @@ class Encoder:
             advance: is told of every batch how many items are done.
 
         Returns:
-            The embeddings of every window, in order; computed as they are asked for.
+            The embeddings of every window, in order; computed as they are asked for. Whether they are finite is left
+            to who asks.
 
         Raises:
             ValueError: no such view; or, unless `lenient`, an item cannot be read; the message names the item.
@@ -467,7 +472,7 @@ def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTraine
 
     Raises:
         FileNotFoundError: there is no model in the folder, or none of that name on the Hub.
-        ValueError: it is a model of another kind.
+        ValueError: it is a model of another kind, or a weight is not finite.
     """
     if Path(model_id).is_dir() and not (Path(model_id) / "config.json").is_file():
         raise FileNotFoundError(f"{model_id}: no config.json there; give the folder of a saved model")
@@ -481,6 +486,12 @@ def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTraine
     processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
     if "device_map" not in options:
         model = model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+    weight = non_finite_weight(model)
+    if weight is not None:
+        raise ValueError(
+            f"{model_id}: the weight {weight} holds NaN or infinity as {model.dtype}; give an earlier checkpoint, or "
+            "download it again"
+        )
     return model.eval(), processor
 
 

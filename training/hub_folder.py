@@ -73,8 +73,8 @@ def complete_hub_folder(
     Args:
         folder: of the saved model and processor.
         embedding_dimension: D.
-        provenance: `base_model`, `base_license`, `conversion`, `training`, `datasets`, as the model card shows them,
-            and `notes`, Markdown of the author that it shows as it is.
+        provenance: `base_model`, `base_license`, `conversion`, `training`, `run`, `datasets`, as the model card shows
+            them, and `notes`, Markdown of the author that it shows as it is.
     """
     folder = Path(folder)
     files = sentence_transformers_files(embedding_dimension)

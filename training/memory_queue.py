@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+EMPTY = torch.iinfo(torch.int64).min // 2  # step of a place without an item: long ago
+
 
 class MemoryQueue(torch.nn.Module):
     """The last `size` items, their embeddings detached; a ring of fixed shape, so nothing waits for the device.
@@ -29,14 +31,14 @@ class MemoryQueue(torch.nn.Module):
         self.register_buffer("has_text", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("product_keys", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("title_keys", torch.zeros(size, dtype=torch.int64))
-        self.register_buffer("step", torch.full((size,), torch.iinfo(torch.int64).min // 2))  # long ago: empty
+        self.register_buffer("step", torch.full((size,), EMPTY))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def push(
         self, multimodal: Tensor, text: Tensor, has_text: Tensor, product_keys: Tensor, title_keys: Tensor, step: int
     ) -> None:
-        """Put N items in the place of the oldest.
+        """Put N items in the place of the oldest; one whose embeddings are not finite leaves its place empty.
 
         Args:
             multimodal, text: (N, D) embeddings; N at most `size`.
@@ -46,12 +48,13 @@ class MemoryQueue(torch.nn.Module):
         """
         count = len(multimodal)
         slots = (self.position + torch.arange(count, device=self.position.device)) % self.size
-        self.multimodal[slots] = multimodal.to(self.multimodal.dtype)
-        self.text[slots] = text.to(self.text.dtype)
+        finite = (multimodal.isfinite() & text.isfinite()).all(dim=-1)  # (N,)
+        self.multimodal[slots] = torch.where(finite[:, None], multimodal, 0).to(self.multimodal.dtype)
+        self.text[slots] = torch.where(finite[:, None], text, 0).to(self.text.dtype)
         self.has_text[slots] = has_text
         self.product_keys[slots] = product_keys
         self.title_keys[slots] = title_keys
-        self.step[slots] = step
+        self.step[slots] = torch.where(finite, step, EMPTY)
         self.position += count
 
     def valid(self, step: int) -> Tensor:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, ProcessorMixin
 
 from moon2_dataset import ProductQueries
 
 from .encode import Encoder
 from .items import ProductItems
+from .sampler import LeafBatchSampler
+from .triplets import TripletKey
 
 CHUNK = 1024  # products compared with all others at a time
 NONE = -1
@@ -61,3 +67,104 @@ def mine_negatives(
     embeddings = Encoder(model, processor, batch_size).encode(ProductItems(data.products), progress=progress)
     embeddings = torch.from_numpy(np.ascontiguousarray(embeddings)).to(model.device)
     return nearest_others(embeddings, torch.from_numpy(data.title_key).to(model.device), count)
+
+
+class MinedNegatives:
+    """What the searches of a training have found, and which of them serves which step.
+
+    Batches are drawn ahead of their step, so a search serves those alone that cannot have been drawn when it was
+    made: of `delay` steps later, and all further ones until the next search does. So what a batch holds depends on its
+    number, not on how fast it was read, and is the same after a resume.
+
+    Args:
+        delay: steps, see `mining_delay`.
+    """
+
+    def __init__(self, delay: int) -> None:
+        self.delay = delay
+        self.searches: dict[int, Tensor] = {}  # step -> (N, K), in ascending order
+
+    def add(self, step: int, found: Tensor) -> None:
+        """Keep what was found at a step, (N, K) int64; what serves no later batch is let go."""
+        self.searches = {made: kept for made, kept in self.searches.items() if made < step} | {step: found}
+        serving = self._serving(step + 1)
+        self.searches = {made: kept for made, kept in self.searches.items() if serving is None or made >= serving}
+
+    def at(self, step: int) -> Tensor | None:
+        """What serves the batches of a step; None before the first search does."""
+        serving = self._serving(step)
+        return None if serving is None else self.searches[serving]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The searches by their step."""
+        return {str(step): found for step, found in self.searches.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over those of another training."""
+        self.searches = {int(step): state[step] for step in sorted(state, key=int)}
+
+    def _serving(self, step: int) -> int | None:
+        return max((made for made in self.searches if made + self.delay <= step), default=None)
+
+
+def mining_delay(num_workers: int, prefetch_factor: int | None, batches_per_step: int) -> int:
+    """Steps from a search to the first batch that was surely not drawn before it.
+
+    At the search of step s the s + 1 steps have their batches, the one after them is held ready, and workers have as
+    many more as they fetch ahead.
+
+    Args:
+        num_workers, prefetch_factor: of the DataLoader; 2 if None, as there.
+        batches_per_step: gradient accumulation steps.
+    """
+    ahead = 1 + num_workers * (2 if prefetch_factor is None else prefetch_factor)
+    return 1 + math.ceil(ahead / batches_per_step)
+
+
+class MinedBatchSampler(Sampler[list[TripletKey]]):
+    """Batches of another sampler, their keys with the negatives that were mined for their products.
+
+    Args:
+        batches: the other sampler, of all processes.
+        positive_row: (Q,) product of each row.
+        mined: looked up as the batches are drawn.
+        batches_per_step: gradient accumulation steps.
+        num_processes: that take turns with the batches.
+    """
+
+    drop_last = True
+
+    def __init__(
+        self,
+        batches: LeafBatchSampler,
+        positive_row: np.ndarray,
+        mined: MinedNegatives,
+        batches_per_step: int,
+        num_processes: int = 1,
+    ) -> None:
+        self.batches = batches
+        self.batch_size = batches.batch_size
+        self.positive_row = positive_row
+        self.mined = mined
+        self.batches_per_step = batches_per_step
+        self.num_processes = num_processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch."""
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[TripletKey]]:
+        steps = math.ceil(len(self) // self.num_processes / self.batches_per_step)  # of an epoch
+        for number, batch in enumerate(self.batches):
+            step = self.batches.epoch * steps + number // self.num_processes // self.batches_per_step
+            found = self.mined.at(step)
+            if found is not None:
+                rows = found[self.positive_row[[key.index for key in batch]]].tolist()
+                batch = [
+                    key._replace(mined=tuple(row for row in of_key if row != NONE))
+                    for key, of_key in zip(batch, rows, strict=True)
+                ]
+            yield batch

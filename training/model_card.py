@@ -19,6 +19,7 @@ from .evaluate import INPUTS
 from .hub_folder import PROVENANCE
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+MOST_FILES = 20  # of the data of a run that a card lists
 METRICS = {"recall@1": "Recall@1", "recall@10": "Recall@10", "mrr": "MRR"}
 TASK_GROUPS = {"classification": "Product classification", "attributes": "Attribute prediction"}
 TAGS = ["moon2", "transformers", "sentence-transformers", "feature-extraction", "sentence-similarity",
@@ -63,6 +64,10 @@ def model_card(folder: Path, model_id: str | None = None) -> ModelCard:
     config = _config(folder)
     base_model, base_license = provenance.get("base_model"), provenance.get("base_license")
     datasets = provenance.get("datasets") or []
+    run = provenance.get("run") or {}
+    made_by = {"conversion": provenance.get("conversion"), "training": provenance.get("training")}
+    if options := run.get("options"):
+        made_by["training"] = options | (made_by["training"] or {})
     eval_results = list(_eval_results(scores, evaluated_on))
     data = ModelCardData(
         library_name="sentence-transformers",
@@ -101,12 +106,39 @@ def model_card(folder: Path, model_id: str | None = None) -> ModelCard:
             of: markdown_table(
                 ("argument", "value"), [(plain_text(key), plain_text(_shown(value))) for key, value in given.items()]
             )
-            for of in ("conversion", "training")
-            if (given := provenance.get(of))
+            for of, given in made_by.items()
+            if given
         },
+        run=run and _run_lines(run),
         datasets=", ".join(plain_text(_hub_id(name) or base_name(name)) for name in datasets),
         license_text=base_license and plain_text(base_license),
     )
+
+
+def _run_lines(run: dict) -> dict[str, str]:
+    """What tells a run apart from others: a sentence, and the table of its data."""
+    processes = run.get("processes", 1)
+    sentence = f"Seed {run['seed']}, {processes:,} process{'es' * (processes > 1)} on {run['device']}"
+    sentence += f"; {', '.join(f'{name} {number}' for name, number in run['versions'].items())}; {run['platform']}."
+    if git := run.get("git"):
+        sentence += f" Started in a Git repository at {git['revision']}{', with changes' * git['dirty']}."
+    data = run.get("data") or []
+    rows = [
+        (
+            file["table"],
+            f"{file['repository']}/{file['name']}" if "repository" in file else file["name"],
+            f"{file['rows']:,}",
+            f"{file['bytes']:,}",
+            file["blake2b"],
+        )
+        for file in data[:MOST_FILES]
+    ]
+    table = markdown_table(
+        ("table", "file", "rows", "bytes", "blake2b"), [tuple(map(plain_text, row)) for row in rows]
+    )
+    if len(data) > MOST_FILES:
+        table += f"\n\n… and {len(data) - MOST_FILES:,} more files, which {PROVENANCE} lists."
+    return {"sentence": plain_text(sentence), "data": table if rows else ""}
 
 
 def _config(folder: Path) -> Moon2Config:

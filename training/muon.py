@@ -102,13 +102,21 @@ class MuonAdamW(torch.optim.AdamW):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                     state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
-                buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-                updates.append(parameter.grad.lerp(buffer, group["momentum"]).view(-1, rows, columns))
+                buffer = state["momentum_buffer"]
+                momentum = buffer.lerp(parameter.grad, 1 - group["momentum"])
+                updates.append(parameter.grad.lerp(momentum, group["momentum"]).view(-1, rows, columns))
+                buffer.copy_(self._unless_withheld(buffer, momentum))
             stacked = torch.cat(updates)  # (n, rows, columns)
             if device.type != "cpu":
                 stacked = stacked.bfloat16()
             scale = group["lr"] * UPDATE_RMS * math.sqrt(max(rows, columns))
             parts = orthogonalised(stacked).to(dtype).split([len(update) for update in updates])
             for parameter, update in zip(parameters, parts, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.reshape(parameter.shape), alpha=-scale)
+                moved = parameter * (1 - group["lr"] * group["weight_decay"])
+                moved.add_(update.reshape(parameter.shape), alpha=-scale)
+                parameter.copy_(self._unless_withheld(parameter, moved))
+
+    def _unless_withheld(self, old: Tensor, new: Tensor) -> Tensor:
+        """The new value, but the old one in a step that is to do nothing: `found_inf` says so, as to AdamW."""
+        found = getattr(self, "found_inf", None)
+        return new if found is None else torch.where(found.bool(), old, new)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .losses import VIEWS, DualLevelLossOutput
+from .non_finite import loss_terms
 
 
 class ObjectiveLog:
@@ -22,6 +23,7 @@ class ObjectiveLog:
             "weight": result.objective_weights,
             "regularisers": torch.stack([result.aux_loss, result.sparsity_loss]),
             "temperature": temperatures.detach(),
+            "finite": loss_terms(result)[1].isfinite().all(),
         }
         if result.expert_load is not None:
             step |= {"expert_load": result.expert_load, "routing_entropy": result.routing_entropy}
@@ -33,16 +35,22 @@ class ObjectiveLog:
         self._distilled = [f"loss/distillation_{view}" for view in result.distillation]
         self._steps.append(step)
 
-    def flush(self) -> dict[str, float]:
-        """Means since the last call, flat: `loss/inter_text`, `weight/inter_text` (M·ω), `loss/aux`,
-        `loss/sparsity`, `loss/distillation_text`, `temperature/inter`, `expert_load/text/0`, `routing_entropy/text`,
-        `filter/kept_share` (of triplets with φ ≥ τ), `filter/mean_phi`; `unserved/inter_image` is the share of batches
-        in which nothing served the objective, where that happened.
+    def flush(self) -> tuple[dict[str, float], float]:
+        """Means since the last call over the batches whose loss is finite, and what share of all batches these are.
+
+        Flat: `loss/inter_text`, `weight/inter_text` (M·ω), `loss/aux`, `loss/sparsity`, `loss/distillation_text`,
+        `temperature/inter`, `expert_load/text/0`, `routing_entropy/text`, `filter/kept_share` (of triplets with
+        φ ≥ τ), `filter/mean_phi`; `unserved/inter_image` is the share of batches in which nothing served the
+        objective, where that happened.
         """
         if not self._steps:
-            return {}
-        mean = {name: torch.stack([step[name] for step in self._steps]).mean(0).tolist() for name in self._steps[0]}
-        self._steps = []
+            return {}, 0.0
+        finite = torch.stack([step.pop("finite") for step in self._steps]).tolist()
+        steps = [step for step, is_finite in zip(self._steps, finite, strict=True) if is_finite]
+        share, self._steps = len(steps) / len(finite), []
+        if not steps:
+            return {}, share
+        mean = {name: torch.stack([step[name] for step in steps]).mean(0).tolist() for name in steps[0]}
         logs = {}
         for name, served, loss, weight in zip(
             self._objectives, mean["served"], mean["loss"], mean["weight"], strict=True
@@ -61,4 +69,4 @@ class ObjectiveLog:
             for view, load, entropy in zip(VIEWS, mean["expert_load"], mean["routing_entropy"], strict=True):
                 logs |= {f"expert_load/{view}/{z}": share for z, share in enumerate(load)}
                 logs[f"routing_entropy/{view}"] = entropy
-        return logs
+        return logs, share

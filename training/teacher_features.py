@@ -173,9 +173,14 @@ def load_teacher_features(sources: Sequence[str], data: ProductQueries) -> tuple
     return TeacherFeatures(torch.from_numpy(data.product_key), tables), messages
 
 
+def teacher_files(source: str) -> list[str]:
+    """The files of a teacher: the one of that name, or those of a glob."""
+    return [source] if Path(source).is_file() else sorted(glob(source, recursive=True))
+
+
 def _read(source: str, data: ProductQueries) -> tuple[dict[str, Tensor], np.ndarray]:
     """Vectors (P, D') by view, and which products (P,) the files of one teacher name."""
-    files = [source] if Path(source).is_file() else sorted(glob(source, recursive=True))
+    files = teacher_files(source)
     if not files:
         raise FileNotFoundError(
             f"{source}: no such file; write it with python -m moon2_training.teacher_features --output"

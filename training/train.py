@@ -6,9 +6,11 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -18,15 +20,20 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 
 from modeling_moon2 import Moon2Model, Moon2Processor
 from moon2_dataset import ProductQueries, load_product_queries
+from moon2_dataset.reader import table_files
 
 from .encode import load_encoder
 from .evaluate import evaluate, format_table, write_json
+from .hub_folder import read_provenance
 from .mini import MiniConfig, build_mini
 from .model_card import write_model_card
+from .provenance import changed_data, data_record, given_options
+from .teacher_features import teacher_files
 from .trainer import Moon2Trainer
 from .trainer_config import Moon2TrainingArguments
 
 SHOWN_NAMES = 20
+WITHOUT_ADAPTERS = ModelConfig(lora_dropout=0.0)  # TRL's options as they are where none is given
 
 
 @dataclass
@@ -87,15 +94,21 @@ def fit(
     data: ProductQueries,
     eval_data: ProductQueries | None = None,
     datasets: Sequence[str] = (),
+    tables: Mapping[str, Iterable[Path]] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict:
     """Train, save the whole folder to `arguments.output_dir`, score it, and write its model card.
 
     Args:
         datasets: names of the training data for the card.
+        tables: files of the data by what they are used as; their hashes go into provenance.json, and a run that is
+            resumed on other files warns.
+        options: of the run beside `arguments`, for provenance.json.
 
     Returns:
-        What `evaluate` returns with a `training` entry (steps, triplets, seconds, triplets per second, final
-        averages of the log); without `eval_data` only that entry. The same is written to `results.json`.
+        What `evaluate` returns with a `training` entry (steps, triplets, seconds, triplets per second, steps that were
+        left out for NaN, final averages of the log); without `eval_data` only that entry. The same is written to
+        `results.json`.
     """
     trainer = Moon2Trainer(model, arguments, train_dataset=data, eval_dataset=eval_data, processing_class=processor)
     if datasets:
@@ -103,6 +116,12 @@ def fit(
     checkpoint = arguments.resume_from_checkpoint
     if checkpoint in (True, "true", "last"):
         checkpoint = last_checkpoint(arguments.output_dir)
+    if trainer.is_world_process_zero():  # which alone writes it
+        run = trainer.provenance["run"]
+        run["options"] = dict(options or {})
+        run["data"] = data_record(tables or {}, progress=not arguments.disable_tqdm)
+        for message in _other_data(checkpoint, run["data"]):
+            warnings.warn(f"resumed on other data: {message}", stacklevel=2)
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - begin
@@ -122,6 +141,7 @@ def fit(
             "triplets_per_second": triplets / seconds,
             "parameters": model.num_parameters(),
             "unreadable_images": sorted(trainer.unreadable),
+            "skipped_steps": sum(log.get("skipped_steps", 0) for log in trainer.state.log_history),
             "last_log": next((log for log in reversed(trainer.state.log_history) if "loss" in log), {}),
         }
     }
@@ -135,6 +155,21 @@ def fit(
     return results
 
 
+def _other_data(checkpoint: str | None, data: list[dict[str, Any]]) -> list[str]:
+    """How the data of a run that is resumed differ from those it began with, as far as its checkpoint tells."""
+    before = read_provenance(checkpoint).get("run", {}).get("data")
+    return changed_data(before, data) if before and data else []
+
+
+def _tables(script: TrainArguments, arguments: Moon2TrainingArguments) -> dict[str, list[Path]]:
+    """All files that a run reads, by what they are used as."""
+    names = ("products", "queries", "eval_products", "eval_queries")
+    given = {name: paths for name in names if (paths := getattr(script, name)) is not None}
+    tables = {name: table_files(paths, name.removeprefix("eval_")) for name, paths in given.items()}
+    teachers = [Path(file) for source in arguments.teacher_features for file in teacher_files(source)]
+    return tables | ({"teacher_features": teachers} if teachers else {})
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `moon2 train`."""
     parser = TrlParser(
@@ -142,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="moon2 train",
         description="Fit a MOON2.0 model to a catalogue and a click log.",
     )
-    parser.set_defaults(lora_dropout=0.0)  # adapters on experts can have none
+    parser.set_defaults(lora_dropout=WITHOUT_ADAPTERS.lora_dropout)  # adapters on experts can have none
     script, arguments, mini, options = parser.parse_args_and_config(argv)
     if script.model is not None and mini != (default := MiniConfig()):
         given = [f.name for f in fields(MiniConfig) if getattr(mini, f.name) != getattr(default, f.name)]
@@ -169,7 +204,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         model = add_adapters(model, options)
     datasets = [Path(source).name for source in (*script.products, *script.queries)]  # a card names no folders
-    results = fit(model, processor, arguments, data, eval_data, datasets)
+    groups = [script, *([mini] if script.model is None else []), *([options] if options != WITHOUT_ADAPTERS else [])]
+    results = fit(
+        model, processor, arguments, data, eval_data, datasets, _tables(script, arguments), given_options(*groups)
+    )
     training = results["training"]
     print(
         f"{training['steps']:,} steps, {training['triplets']:,} triplets in {training['seconds']:,.0f} s: "
@@ -179,5 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unreadable := training["unreadable_images"]:
         named = ", ".join(unreadable[:SHOWN_NAMES]) + (" …" if len(unreadable) > SHOWN_NAMES else "")
         print(f"{len(unreadable):,} images could not be read and were left out: {named}")
+    if skipped := training["skipped_steps"]:
+        print(f"{skipped:,} of {training['steps']:,} steps were left out: their loss or gradient was not finite")
     if eval_data is not None:
         print(format_table(results))

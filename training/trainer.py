@@ -24,9 +24,11 @@ from .gathering import num_processes
 from .hub_folder import changed_arguments, complete_hub_folder, read_provenance
 from .losses import DualLevelLossOutput
 from .memory_queue import MemoryQueue
-from .mining import mine_negatives
+from .mining import MinedBatchSampler, MinedNegatives, mine_negatives, mining_delay
 from .muon import MuonAdamW, hidden_matrices
+from .non_finite import StepGuard, withhold_step
 from .objective_log import ObjectiveLog
+from .provenance import run_record
 from .sampler import LeafBatchSampler
 from .teacher_features import load_teacher_features
 from .trainer_config import Moon2TrainingArguments
@@ -34,7 +36,7 @@ from .training_report import TrainingReportCallback
 from .triplets import TripletDataset, TripletKey
 
 MEMORY = "memory.safetensors"  # of a checkpoint: the queue of earlier items
-MINED = "mined.safetensors"  # of a checkpoint: the hard negatives of each product
+MINED = "mined.safetensors"  # of a checkpoint: the hard negatives of each product, by the step of their search
 
 
 class CompactProgressCallback(ProgressCallback):
@@ -144,10 +146,18 @@ class Moon2Trainer(Trainer):
                     print(message)
         self.learn_temperature = None if all(learn) else torch.tensor(learn, device=args.device)
         self.objective_log = ObjectiveLog()
+        self.step_guard = StepGuard(skip=args.on_nan == "skip", at_once=args.device.type == "cpu")
+        self.mined = None
+        if args.mine_every_steps:
+            workers = 0 if args.cached_chunk_size else args.dataloader_num_workers
+            self.mined = MinedNegatives(
+                mining_delay(workers, args.dataloader_prefetch_factor, args.gradient_accumulation_steps)
+            )
         self._mined_at = -1  # step of the last search
         self.unreadable: set[str] = set()  # pictures that were left out
         self.provenance = read_provenance(model.config._name_or_path) | {
-            "training": changed_arguments(args, Moon2TrainingArguments())
+            "training": changed_arguments(args, Moon2TrainingArguments()),
+            "run": run_record(args),
         }
         self.provenance.pop("notes", None)  # they speak of the weights that training starts from
         if args.teacher_features:  # a card names no folders
@@ -166,7 +176,6 @@ class Moon2Trainer(Trainer):
                 item_text_fields=tuple(args.item_text_fields),
                 max_images_per_item=args.max_images_per_item,
                 on_bad_image=args.on_bad_image,
-                mined_per_product=args.mined_per_product if args.mine_every_steps else 0,
                 enriched_title_share=args.enriched_title_share,
                 expanded_image_share=args.expanded_image_share,
                 word_dropout=args.word_dropout,
@@ -181,6 +190,10 @@ class Moon2Trainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if args.on_nan == "skip" and self.is_deepspeed_enabled:
+            raise ValueError(
+                "on_nan=skip: DeepSpeed takes a step within its backward pass, where none can be left out; give raise"
+            )
         threads = max(1, args.dataloader_num_workers)
         self.chunk_reader = (
             None if triplets is None else ChunkReader(triplets.__getitem__, self.data_collator, threads)
@@ -199,6 +212,10 @@ class Moon2Trainer(Trainer):
             leaf_share=self.args.leaf_share,
             seed=self.train_dataset.seed,
         )
+        if self.mined is not None:
+            sampler = MinedBatchSampler(
+                sampler, data.positive_row, self.mined, self.args.gradient_accumulation_steps, self.args.world_size
+            )
         if self.args.cached_chunk_size:  # batches of keys; chunks are read when their turn comes
             return self.accelerator.prepare(
                 DataLoader(_Keys(len(self.train_dataset)), batch_sampler=sampler, collate_fn=list)
@@ -226,10 +243,19 @@ class Moon2Trainer(Trainer):
         return (result.loss, outputs) if return_outputs else result.loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """One forward and backward; chunk by chunk if the loss is cached."""
+        """One forward and backward; chunk by chunk if the loss is cached.
+
+        Returns:
+            The loss, and 0 where it is not finite, so that the logged mean is of the others.
+        """
         self._mine(model)
-        if not self.args.cached_chunk_size:
-            return super().training_step(model, inputs, num_items_in_batch)
+        if self.args.cached_chunk_size:
+            loss = self._cached_step(model, inputs)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        return torch.where(loss.isfinite(), loss, 0)
+
+    def _cached_step(self, model, inputs: list[TripletKey]) -> torch.Tensor:
         model.train()
         size = self.args.cached_chunk_size
         chunks = [inputs[start : start + size] for start in range(0, len(inputs), size)]
@@ -291,8 +317,9 @@ class Moon2Trainer(Trainer):
         )
 
     def _remember(self, result: DualLevelLossOutput, temperatures: torch.Tensor) -> None:
-        """Log a batch, and put its items into the memory."""
+        """Log a batch, look whether it is finite, and put its items into the memory."""
         self.objective_log.add(result, temperatures)
+        self.step_guard.look(result)
         if self.memory is not None:
             items = result.items
             self.memory.push(*items[:-1], step=self.state.global_step)
@@ -311,7 +338,7 @@ class Moon2Trainer(Trainer):
             self.args.per_device_eval_batch_size,
             progress=not self.args.disable_tqdm,
         )
-        self.train_dataset.mined.copy_(found)
+        self.mined.add(step, found)
 
     def create_optimizer(self, model=None):
         """The optimizer of `TrainingArguments`, or Muon and AdamW; with learning rates of their own for experts, gate
@@ -350,14 +377,26 @@ class Moon2Trainer(Trainer):
         )
         return self.optimizer
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The norm of a step's gradient; a step that is not finite is kept from the weights."""
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        scaled = self.accelerator.scaler is not None  # and then leaves out itself what overflows at its scale
+        found = self.step_guard.judge(None if scaled else grad_norm, self.state.global_step + 1)
+        if not scaled and not self.is_deepspeed_enabled:
+            withhold_step(self.optimizer, found)
+        if self.step_guard.at_once:
+            self.step_guard.check(self.model)
+        return grad_norm
+
     def _save_checkpoint(self, model, trial) -> None:
+        self.step_guard.check(self.model)
         if self.args.should_save:  # first, so that a checkpoint that looks whole is whole
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             if self.memory is not None:
                 save_file(self.memory.state_dict(), folder / MEMORY)
-            if self.args.mine_every_steps:
-                save_file({"mined": self.train_dataset.mined}, folder / MINED)
+            if self.mined is not None:
+                save_file(self.mined.state_dict(), folder / MINED)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -366,8 +405,8 @@ class Moon2Trainer(Trainer):
             return
         if self.memory is not None:
             self.memory.load_state_dict(_load_state(Path(checkpoint) / MEMORY, "memory_size"))
-        if self.args.mine_every_steps:
-            self.train_dataset.mined.copy_(_load_state(Path(checkpoint) / MINED, "mine_every_steps")["mined"])
+        if self.mined is not None:
+            self.mined.load_state_dict(_load_state(Path(checkpoint) / MINED, "mine_every_steps"))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -380,12 +419,16 @@ class Moon2Trainer(Trainer):
         return [name for name in names if "dual_alignment" not in name and "temperature" not in name]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the objectives' diagnostics to a training log line."""
+        """Add the objectives' diagnostics to a training log line, and the steps that were left out."""
+        finite = 1.0
         if "loss" in logs:
-            logs |= self.objective_log.flush()
+            diagnostics, finite = self.objective_log.flush()
+            logs |= diagnostics
             if self.alignment_loss.sample_filter is not None:
                 progress = self.state.global_step / max(self.state.max_steps, 1)
                 logs["filter/margin"] = self.alignment_loss.sample_filter.margin.at(progress)
+        if "loss" in logs or "train_loss" in logs:
+            self.step_guard.tell(self.model, logs, finite)
         super().log(logs, start_time)
 
     def evaluate(
@@ -395,6 +438,7 @@ class Moon2Trainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Score `eval_dataset`; returns flat metrics such as `eval_t2mm_recall@10` and `eval_mean_recall@10`."""
+        self.step_guard.check(self.model)
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         model = self.accelerator.unwrap_model(self.model)
         results = evaluate(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from modeling_moon2.modeling_moon2 import MINIMAL_TEMPERATURE
+from modeling_moon2.modeling_moon2 import MAXIMAL_TEMPERATURE, MINIMAL_TEMPERATURE
 
 from .filtering import MarginSchedule, SampleFilter
 from .losses import OBJECTIVES, DualLevelAlignmentLoss
@@ -16,6 +16,7 @@ from .losses import OBJECTIVES, DualLevelAlignmentLoss
 NEGATIVES = ("in_batch", "explicit")
 ITEM_TEXT_FIELDS = ("title", "category", "attributes")
 ON_BAD_IMAGE = ("raise", "skip")
+ON_NAN = ("raise", "skip")
 
 
 @dataclass
@@ -153,6 +154,13 @@ class Moon2TrainingArguments(TrainingArguments):
         default="raise",
         metadata={"help": "An image that cannot be read. raise: stop; skip: go on without it, named at the end."},
     )
+    on_nan: str = field(
+        default="raise",
+        metadata={
+            "help": "A step whose loss or gradient is NaN or infinite never reaches the weights. raise: stop, on a "
+            "GPU at the next log, save or evaluation; skip: go on, counted as skipped_steps in the log."
+        },
+    )
     item_text_fields: list[str] = field(
         default_factory=lambda: ["title"],
         metadata={"help": "What an item's text holds in training: title, and optionally category and attributes."},
@@ -209,6 +217,8 @@ class Moon2TrainingArguments(TrainingArguments):
         self.alignment_loss(model_aux_coef=0.0)  # refuses what has no meaning, before a model is loaded
         if self.on_bad_image not in ON_BAD_IMAGE:
             raise ValueError(f"on_bad_image={self.on_bad_image!r}; give one of {', '.join(ON_BAD_IMAGE)}")
+        if self.on_nan not in ON_NAN:
+            raise ValueError(f"on_nan={self.on_nan!r}; give one of {', '.join(ON_NAN)}")
         if not 0 <= self.cached_chunk_size <= self.per_device_train_batch_size:
             raise ValueError(
                 f"cached_chunk_size={self.cached_chunk_size}; give 1 to "
@@ -226,8 +236,8 @@ class Moon2TrainingArguments(TrainingArguments):
             raise ValueError("memory_warmup_steps is 0 or more, memory_max_age 1 or more")
         for name in ("inter_temperature", "intra_temperature"):
             value = getattr(self, name)
-            if value is not None and value < MINIMAL_TEMPERATURE:
-                raise ValueError(f"{name}={value}; give {MINIMAL_TEMPERATURE} or more")
+            if value is not None and not MINIMAL_TEMPERATURE <= value <= MAXIMAL_TEMPERATURE:
+                raise ValueError(f"{name}={value}; give {MINIMAL_TEMPERATURE} to {MAXIMAL_TEMPERATURE}")
         if self.muon and self.optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
             raise ValueError(f"muon=True leaves what is no matrix to AdamW, but optim={self.optim}; drop one")
         if isinstance(self.teacher_features, str):  # as a recipe may give it

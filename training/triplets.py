@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -22,10 +21,14 @@ MAX_DRAWS = 32  # rejected draws before a negative is looked for exhaustively
 
 
 class TripletKey(NamedTuple):
-    """Which row, in which epoch: together they fix everything random about an example."""
+    """Which row, in which epoch: together they fix everything random about an example.
+
+    `mined` are product rows, the hardest negatives of its product as the model stands; none if it is empty.
+    """
 
     index: int
     epoch: int = 0
+    mined: tuple[int, ...] = ()
 
 
 class Item(NamedTuple):
@@ -73,14 +76,13 @@ class TripletDataset(Dataset):
 
     Args:
         data: catalogue and queries.
-        negatives: "in_batch" gives no n; "explicit" one of the query's `negative_ids`, else one that was mined, else a
-            random product of the positive's leaf category, else of the catalogue, never a right product nor one of the
-            positive's title.
+        negatives: "in_batch" gives no n; "explicit" one of the query's `negative_ids`, else one of the key's `mined`,
+            else a random product of the positive's leaf category, else of the catalogue, never a right product nor one
+            of the positive's title.
         seed: seed of all chance.
         item_text_fields: what the text of p and n holds: "title", "category", "attributes".
         max_images_per_item: most pictures of a product in one item, drawn anew each epoch.
         on_bad_image: "raise" at a picture that cannot be read, or "skip" it and name it in the triplet.
-        mined_per_product: places for mined negatives of each product; see `mined`.
         enriched_title_share: probability that an item's title is T⁺, where it has one.
         expanded_image_share: probability that a picture of an item is replaced by one of its expanded images or by
             the crop of its core region, all equally likely and none twice in an item.
@@ -100,7 +102,6 @@ class TripletDataset(Dataset):
         item_text_fields: Sequence[str] = ("title",),
         max_images_per_item: int = 1,
         on_bad_image: str = "raise",
-        mined_per_product: int = 0,
         enriched_title_share: float = 0.5,
         expanded_image_share: float = 0.15,
         word_dropout: float = 0.0,
@@ -116,8 +117,6 @@ class TripletDataset(Dataset):
         self.expanded_image_share = expanded_image_share
         self.word_dropout = word_dropout
         self.decoded_pixels = None if pixel_budget is None else max(pixel_budget, (MAX_SIDE // 2) ** 2)
-        # (N, K) rows of hard negatives, -1 for none: shared, so that what is mined reaches reading processes
-        self.mined = torch.full((len(data.products), mined_per_product), -1, dtype=torch.int64).share_memory_()
         order = np.argsort(data.leaf, kind="stable")
         self._rows_of_leaf = np.split(order, np.flatnonzero(np.diff(data.leaf[order])) + 1)
         self._all_rows = np.arange(len(data.products))
@@ -127,7 +126,7 @@ class TripletDataset(Dataset):
         return len(self.data)
 
     def __getitem__(self, key: TripletKey | int) -> Triplet:
-        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        index, epoch, mined = key if isinstance(key, tuple) else TripletKey(key)
         rng = np.random.default_rng([self.seed, epoch, index])
         data = self.data
         query = data.queries[index]
@@ -154,7 +153,7 @@ class TripletDataset(Dataset):
             text = drop_words(text, self.word_dropout, dropping)
         negative = None
         if self.negatives == "explicit":
-            negative_row = self._draw_negative(query, row, set(positive_rows), rng)
+            negative_row = self._draw_negative(query, row, set(positive_rows), mined, rng)
             other = data.products[negative_row]
             originals = self._choose_pictures(other, rng)
             shown = self._stand_ins(other, originals, augmenting)
@@ -255,15 +254,19 @@ class TripletDataset(Dataset):
         return opened
 
     def _draw_negative(
-        self, query: dict[str, Any], positive_row: int, right: set[int], rng: np.random.Generator
+        self,
+        query: dict[str, Any],
+        positive_row: int,
+        right: set[int],
+        mined: Sequence[int],
+        rng: np.random.Generator,
     ) -> int:
         """Row of a product that the query did not mean."""
         data = self.data
         title = data.title_key[positive_row]
         leaf_rows = self._rows_of_leaf[self._leaf_position[positive_row]]
         listed = np.array([data.product_index[i] for i in query.get("negative_ids") or ()], dtype=np.int64)
-        mined = self.mined[positive_row].numpy()
-        for pool in (listed, mined[mined >= 0], leaf_rows, self._all_rows):
+        for pool in (listed, np.array(mined, dtype=np.int64), leaf_rows, self._all_rows):
             for _ in range(MAX_DRAWS if len(pool) else 0):
                 row = int(pool[rng.integers(len(pool))])
                 if row not in right and data.title_key[row] != title:

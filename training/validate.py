@@ -198,6 +198,9 @@ def measure_step(trainer: Moon2Trainer) -> tuple[float, int]:
 
     Returns:
         Median seconds of a step, reading included, and the most bytes that the graph held at a time.
+
+    Raises:
+        ValueError: a loss is not finite, and `on_nan` is raise.
     """
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     trainer.state.max_steps = 1
@@ -217,6 +220,8 @@ def measure_step(trainer: Moon2Trainer) -> tuple[float, int]:
         trainer.training_step(model, next(iter(trainer.get_train_dataloader()))).item()
         times.append(time.perf_counter() - begin)
     model.zero_grad()
+    trainer.step_guard.judge(None, step=1)
+    trainer.step_guard.check(model)
     return statistics.median(times) * trainer.args.gradient_accumulation_steps, kept.peak
 
 

@@ -10,7 +10,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from modeling_moon2 import Moon2Config, Moon2Model
 from modeling_moon2.layout_moon2 import multimodal_position_ids
-from modeling_moon2.modeling_moon2 import mean_pool, routing_sums
+from modeling_moon2.modeling_moon2 import Moon2TopKGate, mean_pool, routing_sums
 from moon2_training.losses import DualLevelAlignmentLoss
 from moon2_training.mini import build_mini
 
@@ -334,6 +334,81 @@ def test_mean_pool_of_an_empty_row_is_zero_with_finite_gradient():
     assert not pooled[1].any()
     pooled.sum().backward()
     assert hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e20, 1e37])
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_gate_of_huge_bfloat16_states_is_finite_and_sums_to_one(tiny_config, scale, k):
+    config = build_mini(dataclasses.replace(tiny_config, num_experts_per_tok=k), ["red mug"] * 9)[0].config.text_config
+    gate = Moon2TopKGate(config)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(gate.weight, std=0.02)
+    hidden = (torch.randn(50, config.hidden_size) * scale).bfloat16().requires_grad_()
+    logits, weights, index = gate.bfloat16()(hidden)
+    assert logits.dtype == weights.dtype == torch.float32
+    assert logits.abs().max() > 100 and logits.isfinite().all() and weights.isfinite().all()
+    probs = logits.softmax(-1)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(50))
+    torch.testing.assert_close(weights.sum(-1), probs.gather(-1, index).sum(-1) if k == 1 else torch.ones(50))
+    (weights * torch.arange(1.0, k + 1)).sum().backward()
+    assert hidden.grad.isfinite().all() and gate.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm", "batched_mm"])
+def test_experts_that_no_token_visits_have_no_gradient_and_spoil_none(tiny, complete_items, experts):
+    model = with_implementation(tiny[0], experts=experts).train()
+    with torch.no_grad():  # every token, whatever it is, goes to experts 1 and 3
+        for layer in model.language_model.layers:
+            layer.post_attention_layernorm.weight.zero_()
+            layer.post_attention_layernorm.weight[0] = 1.0
+            layer.mlp.gate.weight.zero_()
+            layer.mlp.gate.register_forward_pre_hook(lambda gate, inputs: (inputs[0].abs(), *inputs[1:]))
+            layer.mlp.gate.weight[:, 0] = torch.tensor([-9.0, 9.0, -9.0, 5.0])
+    count = len(complete_items[0])
+    views = model(**tiny[1](text=complete_items[0] * 2, images=complete_items[1] * 2), return_views=True)
+    keys = torch.arange(1, count + 1)
+    result = DualLevelAlignmentLoss()(views, keys, keys, keys[:, None])
+    result.loss.backward()
+    assert result.loss.isfinite() and result.aux_loss.isfinite() and result.aux_loss > 1
+    assert not result.expert_load[:, [0, 2]].any()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    for layer in model.language_model.layers:
+        for weight in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj):
+            assert not weight.grad[[0, 2]].any()
+        assert layer.mlp.experts.down_proj.grad[[1, 3]].flatten(1).any(dim=1).all()
+
+
+@pytest.mark.parametrize("logarithm", [-1000.0, -5.0, 5.0, 88.0, 89.0, 1000.0])
+def test_temperatures_stay_in_their_bounds_with_finite_gradients(tiny, complete_items, logarithm):
+    model = copy.deepcopy(tiny[0]).train()
+    with torch.no_grad():
+        model.temperature.weight.fill_(logarithm)
+    bound = 0.01 if logarithm < 0 else 100.0
+    torch.testing.assert_close(model.temperature(), torch.full((2,), bound))
+    assert model.temperature().min() >= 0.01 - 1e-9
+    count = len(complete_items[0])
+    views = model(**tiny[1](text=complete_items[0] * 2, images=complete_items[1] * 2), return_views=True)
+    keys = torch.arange(1, count + 1)
+    result = DualLevelAlignmentLoss()(views, keys, keys, keys[:, None])
+    result.loss.backward()
+    assert result.loss.isfinite() and result.objective_losses.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_hidden_states_of_zero_are_a_vector_of_zero_with_a_finite_gradient(tiny, complete_items):
+    model = copy.deepcopy(tiny[0]).train()
+    with torch.no_grad():
+        model.language_model.norm.weight.zero_()
+    inputs = tiny[1](text=complete_items[0] * 2, images=complete_items[1] * 2)
+    assert not model(**inputs).embeddings.any()
+    views = model(**inputs, return_views=True)
+    count = len(complete_items[0])
+    keys = torch.arange(1, count + 1)
+    result = DualLevelAlignmentLoss(matryoshka_dims=[16])(views, keys, keys, keys[:, None])
+    result.loss.backward()
+    log_count = torch.full((4,), float(count)).log()  # all candidates are alike
+    torch.testing.assert_close(result.objective_losses, log_count)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def test_hidden_states_and_attentions_on_request(tiny, mixed_items):

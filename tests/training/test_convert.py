@@ -199,6 +199,17 @@ def damage_other_tensor(folder):
     return "audio.weight has no place in the model"
 
 
+def damage_one_number(folder):
+    from safetensors.torch import save_file
+
+    file = sorted(folder.glob("model-*.safetensors"))[-1]
+    tensors = load_file(file)
+    name, tensor = next((name, tensor) for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensor.view(-1)[-1] = torch.inf
+    save_file(tensors, file, metadata={"format": "pt"})
+    return f"{file.name}: {name} holds NaN or infinity; download it again, or give another source"
+
+
 def damage_text_only(folder):
     LlamaConfig().save_pretrained(folder)
     return "holds a llama model; give a dense Qwen3-VL"
@@ -210,7 +221,8 @@ def damage_no_config(folder):
 
 
 @pytest.mark.parametrize("damage", [damage_missing_shard, damage_truncated_shard, damage_missing_tensor,
-                                    damage_other_tensor, damage_text_only, damage_no_config])  # fmt: skip
+                                    damage_other_tensor, damage_one_number, damage_text_only,
+                                    damage_no_config])  # fmt: skip
 def test_a_wrong_source_gets_one_clear_error_and_leaves_nothing(source, tmp_path, damage):
     folder = copy_of(source[0], tmp_path / "source")
     message = damage(folder)

@@ -25,6 +25,12 @@ from moon2_training.memory_queue import MemoryQueue
 
 TEXT, IMAGE, MULTIMODAL = range(3)
 SEEDS = (2, 4, 13)  # of the batches compared with the reference
+WAYS_TO_WEIGH = {
+    "as published": {},
+    "balanced": {"objective_weighting": "balanced"},
+    "filtered": {"sample_filter": SampleFilter(warmup=0.0)},
+    "dropped": {"sample_filter": SampleFilter(threshold=0.999, warmup=0.0, weighting="drop"), "matryoshka_dims": [3]},
+}
 
 
 class Batch(NamedTuple):
@@ -665,8 +671,9 @@ def test_the_order_of_the_triplets_does_not_matter(explicit: bool) -> None:
     missing=st.sampled_from([0.0, 0.5, 1.0]),
     temperature=st.sampled_from([0.015, 0.07, 1.0]),
     num_products=st.integers(1, 20),
-    alike=st.booleans(),
+    alike=st.sampled_from(["no", "yes", "zero"]),
     spread=st.sampled_from([0.0, 1.0, 1000.0]),
+    options=st.sampled_from(list(WAYS_TO_WEIGH)),
 )
 def test_loss_and_gradients_are_finite(
     seed: int,
@@ -675,8 +682,9 @@ def test_loss_and_gradients_are_finite(
     missing: float,
     temperature: float,
     num_products: int,
-    alike: bool,
+    alike: str,
     spread: float,
+    options: str,
 ) -> None:
     batch = make_batch(
         seed,
@@ -689,9 +697,11 @@ def test_loss_and_gradients_are_finite(
     )
     with torch.no_grad():
         batch.alignment_logits.mul_(spread)
-        if alike:
+        if alike == "yes":
             batch.embeddings.copy_(batch.embeddings[0, 0].expand_as(batch.embeddings))
-    output = DualLevelAlignmentLoss()(batch.views(), *batch.keys)
+        if alike == "zero":
+            batch.embeddings.zero_()
+    output = DualLevelAlignmentLoss(**WAYS_TO_WEIGH[options])(batch.views(), *batch.keys)
     output.loss.backward()
     assert output.loss.isfinite()
     assert output.objective_losses.isfinite().all() and (output.objective_losses >= 0).all()

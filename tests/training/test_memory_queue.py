@@ -37,6 +37,16 @@ def test_stale_items_age_out():
     assert held(queue, 15) == []
 
 
+def test_an_item_that_is_not_finite_leaves_its_place_empty():
+    queue = MemoryQueue(size=4, width=3, max_age=9)
+    push(queue, [1, 2, 3, 4], 0)
+    rows = torch.ones(3, 3)
+    rows[0, 1] = torch.nan
+    queue.push(rows, rows.flip(0), torch.ones(3, dtype=torch.bool), torch.tensor([5, 6, 7]), torch.tensor([5, 6, 7]), step=1)
+    assert held(queue, 1) == [4, 6]
+    assert queue.multimodal.isfinite().all() and queue.text.isfinite().all()
+
+
 def test_its_state_comes_back():
     queue = MemoryQueue(size=4, width=3, max_age=9)
     push(queue, [1, 2, 3], 4)

@@ -6,15 +6,24 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 
 from moon2_training import mining
+from moon2_training.collator import Moon2Collator
 from moon2_training.encode import Encoder
 from moon2_training.items import ProductItems
-from moon2_training.mining import mine_negatives, nearest_others
+from moon2_training.mining import (
+    MinedBatchSampler,
+    MinedNegatives,
+    mine_negatives,
+    mining_delay,
+    nearest_others,
+)
+from moon2_training.sampler import LeafBatchSampler
 from moon2_training.trainer import Moon2Trainer
 from moon2_training.trainer_config import Moon2TrainingArguments
-from moon2_training.triplets import TripletDataset
+from moon2_training.triplets import TripletDataset, TripletKey
 
 
 def test_the_nearest_of_other_titles_as_a_slow_search_finds_them(monkeypatch):
@@ -36,17 +45,17 @@ def test_mined_negatives_are_the_models_nearest_and_are_drawn(tiny, shop):
     similarities[shop.title_key[:, None] == shop.title_key] = -np.inf
     assert (found[:, 0].numpy() == similarities.argmax(1)).all()
 
-    dataset = TripletDataset(shop, negatives="explicit", mined_per_product=3)
+    dataset = TripletDataset(shop, negatives="explicit")
     random = [dataset[index].negative.product_key for index in range(len(shop))]
-    dataset.mined.copy_(found)
+    mined = [TripletKey(index, mined=tuple(found[shop.positive_row[index]].tolist())) for index in range(len(shop))]
     for index in range(len(shop)):
         row = int(shop.positive_row[index])
-        key = dataset[index].negative.product_key
+        key = dataset[mined[index]].negative.product_key
         if shop.queries[index]["negative_ids"]:  # it lists its own
             assert key in {shop.product_key[shop.product_index[name]] for name in ("p9", "p10")}
         else:
             assert key in shop.product_key[found[row].numpy()]
-    assert random != [dataset[index].negative.product_key for index in range(len(shop))]
+    assert random != [dataset[key].negative.product_key for key in mined]
 
 
 def test_the_trainer_mines_every_few_steps_with_the_model_of_that_step(tiny, shop, tmp_path, monkeypatch):
@@ -65,8 +74,90 @@ def test_the_trainer_mines_every_few_steps_with_the_model_of_that_step(tiny, sho
     trainer = Moon2Trainer(model, arguments, train_dataset=shop, processing_class=tiny[1])
     trainer.train()
     assert len(seen) == 3  # at steps 0, 2 and 4, once each
-    assert torch.equal(trainer.train_dataset.mined, seen[-1][1])
+    assert trainer.mined.searches.keys() == {2, 4}  # that of step 0 serves no batch any more
+    assert all(torch.equal(trainer.mined.searches[step], seen[step // 2][1]) for step in (2, 4))
     assert not torch.equal(seen[0][2], seen[-1][2]) and not torch.equal(seen[0][1], seen[-1][1])
+
+
+def test_a_search_serves_what_cannot_have_been_drawn_before_it_until_the_next_does():
+    mined = MinedNegatives(delay=3)
+    assert mined.at(100) is None
+    tables = {step: torch.full((2, 1), step) for step in (0, 2, 4, 20)}
+    for step in (0, 2, 4):
+        mined.add(step, tables[step])
+    assert mined.at(4) is None
+    assert mined.at(5) is mined.at(6) is tables[2] and mined.at(7) is mined.at(99) is tables[4]
+    again = MinedNegatives(delay=3)
+    again.load_state_dict(mined.state_dict())
+    for one in (mined, again):
+        one.add(20, tables[20])
+        assert one.at(22) is tables[4] and one.at(23) is tables[20] and one.searches.keys() == {4, 20}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("batches_per_step", [1, 3])
+def test_keys_have_the_negatives_of_the_step_that_uses_them(batches_per_step, processes):
+    positive_row = np.arange(40)[::-1].copy()
+    leaves, mined = np.zeros(40, dtype=int), MinedNegatives(delay=2)
+    sampler = MinedBatchSampler(
+        LeafBatchSampler(leaves, batch_size=3), positive_row, mined, batches_per_step, processes
+    )
+    for step in (0, 4, 5):
+        mined.searches[step] = torch.stack([torch.arange(40) + 100 * step, torch.full((40,), -1)], dim=1)
+    steps_of_epoch = -(-(len(sampler) // processes) // batches_per_step)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        plain = LeafBatchSampler(leaves, batch_size=3)
+        plain.set_epoch(epoch)
+        batches = list(sampler)
+        assert [[key.index for key in batch] for batch in batches] == [[k.index for k in batch] for batch in plain]
+        for number, batch in enumerate(batches):
+            step = epoch * steps_of_epoch + number // (processes * batches_per_step)
+            serving = max((made for made in (0, 4, 5) if made + 2 <= step), default=None)
+            for key in batch:
+                assert key.mined == (() if serving is None else (positive_row[key.index] + 100 * serving,))
+                assert key.epoch == epoch
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_step_sees_does_not_depend_on_how_far_workers_are_ahead(
+    tiny, shop, tmp_path, monkeypatch, workers, accumulation
+):
+    """The search of step s serves step s + delay and no earlier one, although batches are drawn well before."""
+
+    def marked(*args, **kwargs):  # every product's hardest negative tells the step of the search
+        step = trainer.state.global_step
+        return torch.full((len(shop.products), 1), step % len(shop.products))
+
+    class Marks(Moon2Collator):
+        def __call__(self, keys):
+            return {"mined": [key.mined for key in keys]}
+
+    monkeypatch.setattr("moon2_training.trainer.mine_negatives", marked)
+    arguments = Moon2TrainingArguments(tmp_path, per_device_train_batch_size=3, max_steps=14, negatives="explicit",
+                                       gradient_accumulation_steps=accumulation, mine_every_steps=1,
+                                       dataloader_num_workers=workers, save_strategy="no", use_cpu=True,
+                                       disable_tqdm=True, report_to="none")  # fmt: skip
+    trainer = Moon2Trainer(copy.deepcopy(tiny[0]), arguments, train_dataset=shop, processing_class=tiny[1])
+    monkeypatch.setattr(TripletDataset, "__getitem__", lambda self, key: key)
+    trainer.data_collator = Marks(tiny[1])
+    batches, epoch = None, 0
+    delay = mining_delay(workers, None, accumulation)
+    for step in range(14):
+        trainer.state.global_step = step
+        drawn = []
+        while len(drawn) < accumulation:
+            batch = None if batches is None else next(batches, None)
+            if batch is None:
+                loader = trainer.get_train_dataloader()
+                loader.batch_sampler.set_epoch(epoch)
+                loader.iteration, batches, epoch = epoch, iter(loader), epoch + 1
+                continue
+            drawn.append(batch)
+        trainer._mine(trainer.model)
+        expected = () if step < delay else (step - delay,)
+        assert all(mined == expected for batch in drawn for mined in batch["mined"]), step
 
 
 SHARDED = """

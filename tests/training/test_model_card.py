@@ -132,6 +132,36 @@ def test_where_a_trained_model_comes_from(folder):
     assert "Converted, not trained" not in card.text
 
 
+RUN = {
+    "seed": 3,
+    "processes": 2,
+    "device": "cuda",
+    "versions": {"moon2": "0.1.0", "python": "3.12.1"},
+    "platform": "Linux-6.8-x86_64",
+    "git": {"revision": "ab" * 20, "dirty": True},
+    "options": {"word_dropout": 0.3, "hidden_size": 64},
+    "data": [
+        {"table": "products", "name": "a|b.parquet", "bytes": 1234567, "rows": 1000, "blake2b": "cd" * 16},
+        {"table": "queries", "name": "q.parquet", "bytes": 1, "rows": 2, "blake2b": "ef" * 16,
+         "repository": "shop/clicks", "revision": "12" * 20},
+    ],
+}  # fmt: skip
+
+
+def test_what_a_run_was_made_with_stands_in_the_card(folder):
+    put(folder, provenance={"training": {"learning_rate": 1e-5}, "run": RUN})
+    text = write_model_card(folder).read_text()
+    assert "Seed 3, 2 processes on cuda; moon2 0.1.0, python 3.12.1; Linux-6.8-x86_64." in text
+    assert f"Started in a Git repository at {'ab' * 20}, with changes." in text
+    assert f"| products | a\\|b.parquet | 1,000 | 1,234,567 | {'cd' * 16} |" in text
+    assert f"| queries | shop/clicks/q.parquet | 2 | 1 | {'ef' * 16} |" in text
+    assert "| hidden_size | 64 |" in text and "| learning_rate | 1e-05 |" in text and "\n\n\n" not in text
+    put(folder, provenance={"run": RUN | {"git": None, "data": RUN["data"] * 20, "processes": 1}})
+    text = write_model_card(folder).read_text()
+    assert "Git" not in text and "1 process on cuda" in text
+    assert text.count("| products | a") == 10 and "… and 20 more files, which provenance.json lists." in text
+
+
 @pytest.mark.parametrize("training", [None, {}])
 def test_a_model_that_was_only_converted_says_so(training, folder):
     put(folder, provenance={"conversion": {"expert_init": "copy"}, "training": training, "base_model": None})

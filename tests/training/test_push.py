@@ -13,7 +13,7 @@ from moon2_training.model_card import write_model_card
 CODE = {"configuration_moon2.py", "layout_moon2.py", "modeling_moon2.py", "patches_moon2.py", "processing_moon2.py"}
 REST = {"config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
         "modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "README.md", "results.json",
-        "searches.png"}  # fmt: skip
+        "searches.png", "provenance.json"}  # fmt: skip
 LEFT_AT_HOME = ["training_args.bin", "optimizer.pt", "rng_state.pth", "old.pkl", "trainer_state.json",
                 "evaluation.json", "events.out.tfevents.1", "model-00001.partial", ".env.json",
                 "checkpoint-2/model.safetensors", "checkpoint-2/config.json", "data [1]/rows.json"]  # fmt: skip
@@ -28,7 +28,8 @@ def save(tiny, folder: Path, **options) -> None:
     modules = [{"idx": 0, "name": "0", "path": "", "type": "Transformer"},
                {"idx": 1, "name": "1", "path": "1_Pooling", "type": "Pooling"}]  # fmt: skip
     (folder / "modules.json").write_text(json.dumps(modules))
-    for name in ("1_Pooling/config.json", "sentence_bert_config.json", "results.json", "searches.png", *LEFT_AT_HOME):
+    for name in ("1_Pooling/config.json", "sentence_bert_config.json", "results.json", "searches.png",
+                 "provenance.json", *LEFT_AT_HOME):  # fmt: skip
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
 

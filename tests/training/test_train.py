@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -93,6 +94,37 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(recipe, tmp_path):
         assert other["loss"] == pytest.approx(one["loss"], abs=1e-6) and other["step"] == one["step"]
     one, other = (load_file(tmp_path / run / "model.safetensors") for run in ("whole", "killed"))
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
+def test_every_checkpoint_tells_what_it_was_made_with(recipe, tmp_path):
+    main(["--config", str(recipe), "--save_strategy", "steps", "--save_steps", "1", "--hub_token", "hf_secret"])
+    folders = [tmp_path / "out" / name for name in (".", "checkpoint-1", "checkpoint-2")]
+    told = [(folder / "provenance.json").read_text() for folder in folders]
+    assert told[0] == told[1] == told[2] and "hf_secret" not in told[0] and str(tmp_path) not in told[0]
+    run = json.loads(told[0])["run"]
+    assert run["seed"] == 42 and "torch" in run["versions"]
+    assert run["options"]["products"] == ["products"]
+    assert {name: run["options"][name] for name in SHAPE} == SHAPE
+    assert [(file["table"], file["name"], file["rows"]) for file in run["data"]] == [
+        (table, f"{table.removeprefix('eval_')}.parquet", 24)
+        for table in ("products", "queries", "eval_products", "eval_queries")
+    ]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| products | products.parquet | 24 | {run['data'][0]['bytes']:,} | {run['data'][0]['blake2b']} |" in card
+    assert "Seed 42, 1 process on cpu; moon2 " in card and "| hidden_size | 32 |" in card
+
+
+def test_a_run_that_is_resumed_on_other_data_says_which_file(recipe, shop, tmp_path):
+    options = ["--save_strategy", "steps", "--save_steps", "1", "--resume_from_checkpoint", "last"]
+    with warnings.catch_warnings(record=True) as caught:
+        main(["--config", str(recipe), *options])
+        main(["--config", str(recipe), *options, "--max_steps", "3"])
+    assert not [warning for warning in caught if "other data" in str(warning.message)]
+    shop.queries.select(range(20)).to_parquet(tmp_path / "queries.parquet")
+    with pytest.warns(UserWarning, match=r"resumed on other data: queries.parquet \(queries\) has other content"):
+        main(["--config", str(recipe), *options, "--max_steps", "4"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["training"]["steps"] == 4 and results["training"]["skipped_steps"] == 0
 
 
 def test_shape_flags_do_not_go_with_a_given_model(recipe):

@@ -200,7 +200,8 @@ def test_co_augmentation_is_trained_on_as_often_as_the_arguments_say(fresh, shop
         ({"filter_margin_shape": "step"}, "give one of cosine, linear, constant"),
         ({"matryoshka_dims": [16, 48]}, "give dimensions under the embedding's 48"),
         ({"matryoshka_dims": [0]}, "give numbers of dimensions, 1 or more"),
-        ({"inter_temperature": 0.001}, "inter_temperature=0.001; give 0.01 or more"),
+        ({"inter_temperature": 0.001}, "inter_temperature=0.001; give 0.01 to 100"),
+        ({"intra_temperature": float("nan")}, "intra_temperature=nan; give 0.01 to 100"),
         ({"mine_every_steps": 5}, "mine_every_steps=5 needs negatives=explicit; give both"),
         ({"on_bad_image": "ignore"}, "give one of raise, skip"),
         ({"distillation_coef": 0.0}, "distillation_coef=0.0; give a number over 0"),
@@ -239,7 +240,7 @@ def test_what_is_frozen_stays_and_the_rest_learns(fresh, shop, tmp_path, muon):
     [
         {"memory_size": 12, "memory_max_age": 2},
         {"cached_chunk_size": 4, "negatives": "explicit", "dataloader_num_workers": 1},
-        {"negatives": "explicit", "mine_every_steps": 3, "mined_per_product": 4},
+        {"negatives": "explicit", "mine_every_steps": 1, "mined_per_product": 4, "dataloader_num_workers": 1},
         {"gradient_accumulation_steps": 2, "memory_size": 24, "memory_warmup_steps": 3, "leaf_share": 0.5},
     ],
     ids=["memory", "cached", "mined", "accumulated"],
@@ -414,8 +415,14 @@ class CountWaits(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"negatives": "explicit", "memory_size": 24}, {"teacher_features": ["teacher.parquet"]}],
-    ids=["plain", "with memory", "with a teacher"],
+    [
+        {},
+        {"negatives": "explicit", "memory_size": 24},
+        {"teacher_features": ["teacher.parquet"]},
+        {"optim": "adamw_torch", "on_nan": "skip"},
+        {"muon": True},
+    ],
+    ids=["plain", "with memory", "with a teacher", "not fused", "muon"],
 )
 def test_a_step_never_waits_for_the_device(fresh, shop, teacher, tmp_path, monkeypatch, options):
     monkeypatch.chdir(teacher.parent)
@@ -427,9 +434,11 @@ def test_a_step_never_waits_for_the_device(fresh, shop, teacher, tmp_path, monke
     trainer.current_gradient_accumulation_steps = 1
     trainer.training_step(fresh[0], first)  # hooks are installed in the first step
     counter = CountWaits(monkeypatch)
+    trainer.step_guard.at_once = False  # as on a GPU
     with counter:
         inputs = trainer._prepare_inputs(second)
         trainer.training_step(fresh[0], inputs)
+        trainer._get_grad_norm(fresh[0])
         trainer.optimizer.step()
     assert not counter.waits
     with counter:

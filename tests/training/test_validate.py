@@ -119,6 +119,17 @@ def test_a_saved_model_is_measured_too(recipe, tiny, tmp_path, capsys):
     assert f"{tiny[0].num_parameters() / 1e6:,.1f} M parameters" in capsys.readouterr().out
 
 
+def test_a_loss_that_is_not_finite_is_said(tiny, shop, tmp_path):
+    model = copy.deepcopy(tiny[0])
+    arguments = Moon2TrainingArguments(tmp_path, per_device_train_batch_size=6, use_cpu=True, report_to="none")
+    trainer = Moon2Trainer(model, arguments, shop, processing_class=tiny[1])
+    with torch.no_grad():
+        model.language_model.layers[0].mlp.gate.weight[0, 0] = torch.inf
+    message = "the loss is not finite in .*, and so is the weight language_model.layers.0.mlp.gate.weight"
+    with pytest.raises(ValueError, match=message):
+        measure_step(trainer)
+
+
 def test_what_the_graph_holds_is_counted_once_and_let_go():
     layer = torch.nn.Linear(8, 8)
     given = torch.randn(4, 8)
