@@ -149,9 +149,11 @@ def _draw_panel(axes: Axes, panel: str, curves: Mapping[str, Curve]) -> None:
     kind, _, view = panel.partition("/")
     match kind:
         case "loss":
-            axes.set_yscale("log")
-            total = {"total": (curves["loss"], INK)}
-            _draw_lines(axes, "Loss: total and of every objective (log scale)", total | _of_objectives("loss", curves))
+            lines = {"total": (curves["loss"], INK)} | _of_objectives("loss", curves)
+            positive = all((values > 0).all() for (_, values), _ in lines.values())
+            scale = "log" if positive else "linear"  # an objective without negatives has loss 0
+            axes.set_yscale(scale)
+            _draw_lines(axes, f"Loss: total and of every objective ({scale} scale)", lines)
         case "weight":
             axes.axhline(1, color=FAINT, linewidth=0.8, linestyle=":")
             _draw_lines(axes, "Objective weights M·ω (dotted: uniform)", _of_objectives("weight", curves))

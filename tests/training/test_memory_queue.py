@@ -42,7 +42,8 @@ def test_an_item_that_is_not_finite_leaves_its_place_empty():
     push(queue, [1, 2, 3, 4], 0)
     rows = torch.ones(3, 3)
     rows[0, 1] = torch.nan
-    queue.push(rows, rows.flip(0), torch.ones(3, dtype=torch.bool), torch.tensor([5, 6, 7]), torch.tensor([5, 6, 7]), step=1)
+    keys = torch.tensor([5, 6, 7])
+    queue.push(rows, rows.flip(0), torch.ones(3, dtype=torch.bool), keys, keys, step=1)
     assert held(queue, 1) == [4, 6]
     assert queue.multimodal.isfinite().all() and queue.text.isfinite().all()
 

@@ -55,6 +55,13 @@ def test_a_long_log_with_gaps_is_thinned():
     assert len(line.get_xdata()) == 200 and all(math.isfinite(value) for value in line.get_ydata())
 
 
+def test_a_loss_of_zero_is_drawn_too(tmp_path):
+    lines = [log_line(step) | {"loss": 0.0, "loss/inter_text": 0.0} for step in (1, 2, 3)]
+    write_training_report(lines, tmp_path / "report.png")
+    assert panels(lines)["loss"].get_yscale() == "linear" and (tmp_path / "report.png").stat().st_size > 10_000
+    assert panels([log_line(step) for step in (1, 2, 3)])["loss"].get_yscale() == "log"
+
+
 def test_an_empty_log_gives_a_reason_and_no_file(tmp_path):
     with pytest.raises(ValueError, match="no line with a loss; train for longer, or lower logging_steps"):
         write_training_report([{"step": 1, "train_runtime": 2.0}], tmp_path / "report.png")
