@@ -241,7 +241,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("options", [WAYS["plain"], WAYS["cached"], WAYS["accumulated"]], ids=list(WAYS)[:3])
 def test_by_default_the_step_and_the_objectives_are_named_and_nothing_is_spoilt(tiny, shop, tmp_path, options):
     model = copy.deepcopy(tiny[0])
     made = arguments(tmp_path, max_steps=EPOCH, save_strategy="steps", save_steps=1, seed=1, **options)
@@ -260,13 +260,13 @@ def test_by_default_the_step_and_the_objectives_are_named_and_nothing_is_spoilt(
 def test_such_steps_can_be_left_out_and_are_counted(tiny, shop, tmp_path, options):
     model = copy.deepcopy(tiny[0])
     accumulation = options.get("gradient_accumulation_steps", 1)
-    made = arguments(tmp_path, num_train_epochs=2, on_nan="skip", logging_steps=2, **options)
+    made = arguments(tmp_path, num_train_epochs=1, on_nan="skip", logging_steps=2, **options)
     trainer = poisoned_trainer(model, tiny[1], shop, made)
     with pytest.warns(UserWarning, match="the loss is not finite in .*inter_image.* since the last log left out"):
         trainer.train()
     history = trainer.state.log_history
-    assert sum(line.get("skipped_steps", 0) for line in history) == 2
-    assert trainer.state.global_step == 2 * EPOCH // accumulation
+    assert sum(line.get("skipped_steps", 0) for line in history) == 1
+    assert trainer.state.global_step == EPOCH // accumulation
     assert all(np.isfinite(value) for line in history for value in line.values())
     assert non_finite_weight(model) is None and model.temperature.weight.isfinite().all()
     states = [state for of_weight in trainer.optimizer.state.values() for state in of_weight.values()]

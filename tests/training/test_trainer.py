@@ -419,7 +419,7 @@ class CountWaits(TorchDispatchMode):
         {},
         {"negatives": "explicit", "memory_size": 24},
         {"teacher_features": ["teacher.parquet"]},
-        {"optim": "adamw_torch", "on_nan": "skip"},
+        {"optim": "sgd", "on_nan": "skip"},
         {"muon": True},
     ],
     ids=["plain", "with memory", "with a teacher", "not fused", "muon"],
