@@ -11,11 +11,11 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-from trl import TrlParser
 
 from modeling_moon2.processing_moon2 import load_image
 from moon2_dataset import ProductQueries, join
 from moon2_dataset.demo_catalogue import render_demo_catalogue
+from moon2_dataset.recipe import RecipeParser
 from moon2_training.encode import VIEWS, Views
 from moon2_training.evaluate import evaluate_encoder, format_retrieval, write_json
 from moon2_training.items import ProductItems
@@ -198,7 +198,7 @@ def format_searches(searches: Sequence[Search]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `moon2 demo`."""
     begin = time.perf_counter()
-    parser = TrlParser(
+    parser = RecipeParser(
         DemoArguments, prog="moon2 demo", description="Index a shop, score and search it, open the Space."
     )
     (arguments,) = parser.parse_args_and_config(argv)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from trl import TrlParser
+
+from moon2_dataset.recipe import RecipeParser
 
 from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
 from .filters import Filters
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(argv or ())
     if argv and not argv[0].startswith("-"):
         argv[:1] = ["--text", argv[0]]
-    parser = TrlParser(SearchArguments, prog="moon2 search", description="Search the index of a data folder.")
+    parser = RecipeParser(SearchArguments, prog="moon2 search", description="Search the index of a data folder.")
     (arguments,) = parser.parse_args_and_config(argv)
     filters = parse_filters(arguments.category, arguments.attributes)
     picture = read_picture(arguments.image) if arguments.image else None

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
-from trl import TrlParser
 
 from moon2_dataset.product_stream import ProductStream
+from moon2_dataset.recipe import RecipeParser
 from moon2_dataset.row_errors import RowError, errors_as_csv
 from moon2_dataset.shards import write_text
 
@@ -284,7 +284,7 @@ def _summary(told: Mapping[str, Any], stream: ProductStream, path: Path, out: Pa
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `moon2 encode`: encode, and print what was done."""
-    parser = TrlParser(
+    parser = RecipeParser(
         EncodeArguments,
         prog="moon2 encode",
         description="Encode a whole catalogue; an interrupted run goes on, and a changed catalogue is brought up to "

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
-from trl import TrlParser
 
 from moon2_dataset import load_product_queries
 from moon2_dataset.hub_card import base_name
+from moon2_dataset.recipe import RecipeParser
 
 from .benchmark import Benchmark
 from .classification import TaskSet, evaluate_task
@@ -290,7 +290,7 @@ def write_json(results: dict, path: str | os.PathLike) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `moon2 evaluate`: print the tables, write them as JSON and Markdown, and draw the chart."""
-    parser = TrlParser(EvaluateArguments, prog="moon2 evaluate", description="Score encoders on a catalogue.")
+    parser = RecipeParser(EvaluateArguments, prog="moon2 evaluate", description="Score encoders on a catalogue.")
     (arguments,) = parser.parse_args_and_config(argv)
     names = short_names(arguments.model)
     output = _output_file(arguments)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 from safetensors import SafetensorError, safe_open
-from trl import TrlParser
 
 from moon2_dataset.hub_errors import one_line_errors
+from moon2_dataset.recipe import RecipeParser
 
 from .model_card import write_model_card
 
@@ -145,6 +145,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(argv or ())
     if len(argv) > 1 and not argv[0].startswith("-") and not argv[1].startswith("-"):
         argv[:2] = ["--dir", argv[0], "--repo", argv[1]]
-    parser = TrlParser(PushArguments, prog="moon2 push", description="Put a saved model on the Hub.")
+    parser = RecipeParser(PushArguments, prog="moon2 push", description="Put a saved model on the Hub.")
     (arguments,) = parser.parse_args_and_config(argv)
     print(push(arguments))

@@ -22,9 +22,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
-from trl import TrlParser
 
 from moon2_dataset import ProductQueries, load_products
+from moon2_dataset.recipe import RecipeParser
 
 from .evaluate import AnyEncoder
 from .items import ProductItems
@@ -260,7 +260,7 @@ def _first_repeat(rows: np.ndarray, known: np.ndarray) -> int | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `python -m moon2_training.teacher_features`."""
-    parser = TrlParser(
+    parser = RecipeParser(
         TeacherFeaturesArguments,
         prog="python -m moon2_training.teacher_features",
         description="Encode a catalogue with a strong encoder, for moon2 train --teacher_features.",

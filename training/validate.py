@@ -20,11 +20,12 @@ import pyarrow.compute as pc
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoProcessor, set_seed
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from modeling_moon2 import Moon2Model, Moon2Processor
 from modeling_moon2.processing_moon2 import load_image, text_parts
 from moon2_dataset import OPTIONAL_PRODUCT_FEATURES, ProductQueries, load_product_queries
+from moon2_dataset.recipe import RecipeParser
 
 from .encode import load_encoder
 from .losses import OBJECTIVES
@@ -307,7 +308,7 @@ def format_counts(counts: DataCounts, arguments: Moon2TrainingArguments) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `moon2 validate`: print the report; an error at its end if training would fail."""
-    parser = TrlParser(
+    parser = RecipeParser(
         (ValidateArguments, TrainArguments, Moon2TrainingArguments, MiniConfig, ModelConfig),
         prog="moon2 validate",
         description="Look through a data set and a recipe before a long run.",

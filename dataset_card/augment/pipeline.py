@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 from tqdm.auto import tqdm
-from trl import TrlParser
 
+from ..recipe import RecipeParser
 from ..schema import conform_products
 from ..shards import Tally, write_text
 from .arguments import AugmentArguments
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     named = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
     if named > 1:  # IN may be several files, as a shell makes them of a glob
         argv[:named] = ["--input", *argv[: named - 1], "--output", argv[named - 1]]
-    parser = TrlParser(
+    parser = RecipeParser(
         AugmentArguments,
         prog="moon2 augment",
         description="Enrich titles and expand pictures of training products; an interrupted run goes on.",

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from trl import TrlParser
 
+from ..recipe import RecipeParser
 from ..shards import EXAMPLES, write_text
 from .catalogue import WORK_NAME as CATALOGUE_WORK
 from .catalogue import clean_catalogue, read_category_paths, read_ids, read_keys, write_products
@@ -224,7 +224,7 @@ def build_dataset(arguments: BuildArguments, progress: bool = True) -> dict[str,
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `moon2 build-dataset`: build, and print the report."""
-    parser = TrlParser(
+    parser = RecipeParser(
         BuildArguments,
         prog="moon2 build-dataset",
         description="Make products and queries of a shop's catalogue and behaviour log; an interrupted run goes on.",
