@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable
 from typing import NamedTuple
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # at the start of a cell a spreadsheet would compute
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # begins what a spreadsheet would compute
 
 
 class RowError(NamedTuple):

@@ -6,6 +6,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+MAX_COLUMN_NAME = 200  # characters that are looked at
+
 
 @lru_cache(maxsize=4096)
 def plain_name(name: str) -> str:
@@ -150,6 +152,7 @@ FIELD_WORDS = {
 @lru_cache(maxsize=4096)
 def attribute_name(column: str) -> str:
     """The attribute that a column of that name holds: "baseColour" → "base colour", "Vendor" → "brand"."""
+    column = column[:MAX_COLUMN_NAME]
     name = re.sub(r"\s*\(.*?metafields.*?\)\s*$", "", column)  # Shopify: Color (product.metafields.shopify.color)
     name = name.rpartition(" / ")[2]  # Shopify: Google Shopping / Gender
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).replace("_", " ").replace(":", " ").split()

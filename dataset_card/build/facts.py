@@ -21,7 +21,7 @@ BAD_ATTRIBUTES = "attributes_not_understood"
 BAD_CATEGORY = "category_not_understood"
 
 _LEVELS = (re.compile(r"\s*(?:>|»|›|→)\s*"), re.compile(r"\s*\|\s*"), re.compile(r"\s*/\s*"))
-_PIECES = re.compile(r"\s*[;|\n]\s*")
+_PIECES = re.compile(r"[;|\n]")
 
 
 def read_category(cells: Sequence[Any], notes: list[Problem]) -> list[str]:
@@ -125,7 +125,7 @@ def _pairs(name: str, cell: Any, depth: int) -> Iterator[tuple[str, str] | None]
             yield from _pairs(name, parsed, depth)
             return
         pieces = _PIECES.split(cell[: 1 << 16]) if ":" in cell or "=" in cell else ()
-        halves = [re.split(r"\s*[:=]\s*", piece, maxsplit=1) for piece in pieces if piece.strip()]
+        halves = [[half.strip() for half in re.split("[:=]", piece, maxsplit=1)] for piece in pieces if piece.strip()]
         if halves and all(len(half) == 2 and 0 < len(half[0]) <= 60 for half in halves) and _is_container(name):
             for half in halves[: MAX_ATTRIBUTES + 1]:
                 yield from _pair(*half)

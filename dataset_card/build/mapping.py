@@ -12,6 +12,7 @@ from .column_names import (
     CATEGORY_NAMES,
     FIELD_WORDS,
     LOG_NAMES,
+    MAX_COLUMN_NAME,
     PRODUCT_NAMES,
     name_words,
     plain_name,
@@ -124,7 +125,7 @@ def attribute_pairs(columns: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of columns such as "Option1 Name", "Option1 Value" or "Attribute 2 name", "Attribute 2 value(s)"."""
     halves: dict[str, dict[str, str]] = {}
     for column in columns:
-        if (match := _PAIR.match(column)) and re.search(r"\d", match[1]):
+        if len(column) <= MAX_COLUMN_NAME and (match := _PAIR.match(column)) and re.search(r"\d", match[1]):
             halves.setdefault(plain_name(match[1]), {})[match[2][:4].casefold()] = column
     return [(half["name"], half["valu"]) for half in halves.values() if len(half) == 2]
 
@@ -321,7 +322,7 @@ def _log_guesses(free: dict[str, _Sample], fields: Sequence[str]) -> list[_Found
 def _is_number(value: Any) -> bool:
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 

@@ -23,6 +23,7 @@ __all__ = ["RawRow", "Source", "open_log", "open_source"]
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 SAMPLE_ROWS = 200
+MAX_COLUMNS = 2_000
 BATCH_BYTES = 64 << 20  # a batch ends early when its texts and images reach this
 FORMATS = {".csv": Delimited, ".tsv": Delimited, ".txt": Delimited, ".jsonl": JsonLines, ".ndjson": JsonLines,
            ".json": JsonLines, ".parquet": ParquetTable, ".pq": ParquetTable}  # fmt: skip
@@ -66,6 +67,8 @@ class Source:
         self.counts: Counter[str] = Counter()
         first = parts[0]
         columns = list(dict.fromkeys(column for part in parts for column in part.columns))
+        if len(columns) > MAX_COLUMNS:
+            raise ValueError(f"{first.name}: {len(columns):,} columns; give a table of at most {MAX_COLUMNS:,}")
         sample = _sample(first.rows(0, columns))
         self.shop: Shop | None = None
         if fields is PRODUCT_FIELDS and isinstance(first, Delimited):

@@ -81,13 +81,16 @@ class SavedRows:
         folder: of one split, or of a DatasetDict with a single split.
 
     Raises:
-        ValueError: naming the splits, if there are several.
+        ValueError: naming the splits, if there are several; it is damaged, or names files outside the folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.name, self.folder = folder.name, folder
         self.counts: Counter[str] = Counter()
-        data = datasets.load_from_disk(str(folder))
+        try:
+            data = datasets.load_from_disk(str(folder))
+        except Exception as error:  # whatever stands in its JSON files
+            raise ValueError(f"{folder}: cannot be read as saved by datasets ({error}); save it again") from error
         if isinstance(data, datasets.DatasetDict):
             if len(data) != 1:
                 raise ValueError(
@@ -96,6 +99,9 @@ class SavedRows:
             data = next(iter(data.values()))
         self.data = data.with_format("arrow")
         self.files = sorted({Path(part["filename"]) for part in data.cache_files})
+        for file in self.files:
+            if not file.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{folder}: its data would be read from {file}, outside the folder; save it again")
         self.columns, self.num_rows = list(data.column_names), len(data)
         self.description = f"saved by datasets, {self.num_rows:,} rows"
 

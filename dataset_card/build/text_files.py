@@ -14,12 +14,15 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from .column_names import MAX_COLUMN_NAME
 from .raw_rows import RawRow
 
 SAMPLE_BYTES = 1 << 20
-MAX_LINE = 64 << 20  # characters; a longer line is one error, and is never held in memory
-MAX_FIELD = 32 << 20  # characters; a quote that is never closed stops here
+MAX_LINE = 16 << 20  # characters; a longer line is one error, and is never held in memory
+MAX_FIELD = 16 << 20  # characters; a quote that is never closed stops here
 DELIMITERS = (",", ";", "\t", "|")
+MAX_RECORD = 2_000  # lines; a quote that is not closed by then is taken to be torn
+REREAD, REREAD_A_LINE = 200_000, 4  # lines that torn records may cost: at first, and more for every line that is read
 BROKEN_STREAM = (OSError, EOFError, zlib.error)
 
 
@@ -71,7 +74,8 @@ class Delimited:
     def rows(self, start: int, columns: Sequence[str]) -> Generator[RawRow, None, int]:
         """Rows from `start` on with these columns; those before are parsed, not kept. Returns how many there are."""
         self.counts.clear()
-        wanted = [(self.columns.index(column), column) for column in columns if column in self.columns]
+        places = {column: at for at, column in enumerate(self.columns)}
+        wanted = [(places[column], column) for column in columns if column in places]
         width, number = len(self.columns), 0
         records = self._records()
         for _, record, _ in records:
@@ -97,7 +101,7 @@ class Delimited:
         """(line number from 1, cells, error) of every record.
 
         A quote that is never closed swallows the lines after it. Of such a record only the first line is given up,
-        the others are read again.
+        the others are read again, as long as not nearly all of a file is made of such lines.
         """
         feed = _Feed(iter(self.lines), self.skipped)
         reader = csv.reader(feed, **self.dialect)
@@ -119,6 +123,7 @@ class Delimited:
                 feed.give_back()
             elif feed.taken and feed.taken[0] is _TOO_LONG:
                 record, error = [], f"a line of more than {MAX_LINE >> 20} million characters"
+            feed.again_left += REREAD_A_LINE
             yield line, record, error
 
     def _is_torn(self, record: Sequence[str], lines: Sequence[str]) -> bool:
@@ -260,6 +265,7 @@ class _Feed:
         self.lines, self.line = lines, 0  # lines taken so far
         self.again: deque[str] = deque()
         self.taken: list[str] = []  # by the record that is being read
+        self.again_left = REREAD
         for _ in range(skip):
             next(self)
 
@@ -267,6 +273,8 @@ class _Feed:
         return self
 
     def __next__(self) -> str:
+        if len(self.taken) > min(MAX_RECORD, self.again_left):
+            raise StopIteration  # which ends the record, not the file
         line = self.again.popleft() if self.again else next(self.lines)
         self.line += 1
         self.taken.append(line)
@@ -276,6 +284,7 @@ class _Feed:
         """All lines of the record but its first."""
         self.again.extendleft(reversed(self.taken[1:]))
         self.line -= len(self.taken) - 1
+        self.again_left -= len(self.taken) - 1
 
 
 def _limited(readline: Callable[[int], Any], end: Any) -> Iterator[Any]:
@@ -313,14 +322,14 @@ def _fit(sample: Sequence[str], dialect: dict[str, str | None]) -> tuple[bool, f
 
 
 def _unique_names(header: Sequence[str]) -> list[str]:
-    names: dict[str, None] = {}
+    copies: dict[str, int] = {}  # name -> number of the last copy
     for position, cell in enumerate(header, 1):
-        name = base = cell.strip() or f"column {position}"
-        copy = 2
-        while name in names:
-            name, copy = f"{base} ({copy})", copy + 1
-        names[name] = None
-    return list(names)
+        name = base = cell.strip()[:MAX_COLUMN_NAME] or f"column {position}"
+        while name in copies:
+            copies[base] += 1
+            name = f"{base} ({copies[base]})"
+        copies[name] = 1
+    return list(copies)
 
 
 def _json_object(line: str) -> tuple[dict[str, Any], str | None]:

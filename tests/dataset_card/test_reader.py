@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Image
 
 from moon2_dataset import SchemaError, join, load_product_queries, load_products, load_queries
+from moon2_dataset.build.sources import open_source
+from moon2_dataset.product_stream import ProductStream
 
 PICTURE = {"bytes": b"jpeg", "path": None}
 
@@ -121,3 +126,30 @@ def test_real_tables_load_unchanged(shared_data):
     assert (len(data.products), len(data), len(np.unique(data.leaf))) == (570, 570, 50)
     assert data.products[0]["title"] == "Manchester United Men Solid Red Tshirt"
     assert data.products[0]["images"][0]["bytes"][:2] == b"\xff\xd8"
+
+
+class Hostile:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_pickle_in_the_metadata_is_not_run(folder, tmp_path):
+    marker = tmp_path / "it-ran"
+    payload = pickle.dumps(Hostile(marker))
+    pickle.loads(payload)
+    marker.rmdir()
+    file = folder / "products-1.parquet"
+    table = pq.read_table(file)
+    extension = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": payload}
+    title = table.schema.field("title").with_metadata(extension)
+    schema = table.schema.set(table.schema.get_field_index("title"), title).with_metadata({"pickle": payload})
+    pq.write_table(pa.Table.from_arrays(table.columns, schema=schema), file)
+    assert load_products(file)["product_id"] == ["a", "b"]
+    assert list(ProductStream(file).ids()) == ["a", "b"]
+    assert [row.values["title"] for batch in open_source(file).batches() for row in batch] == ["Red mug", "red mug."]
+    assert not marker.exists()

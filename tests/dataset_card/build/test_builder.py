@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -407,3 +408,31 @@ def test_junk_is_counted_and_what_is_left_passes_the_schema(pictures, products, 
         else:
             with pytest.raises((FileNotFoundError, SchemaError)):
                 load_products(out)
+
+
+ADDRESSES = ("http://169.254.169.254/latest/meta-data", "https://127.0.0.1/a.jpg", "HTTP://shop.example/a.jpg",
+             "ftp://10.0.0.1/a.jpg", "//10.0.0.1/a.jpg", "\\\\10.0.0.1\\a.jpg", "file://10.0.0.1/a.jpg")  # fmt: skip
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """What was asked for over the network, which nothing is."""
+    asked = []
+
+    def refuse(*place, **options):
+        asked.append(place)
+        raise OSError("no network in a test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return asked
+
+
+def test_no_connection_is_opened_for_a_row(tmp_path, connections):
+    rows = "".join(f"{n},Mug {n},{address}\n" for n, address in enumerate(ADDRESSES))
+    (tmp_path / "shop.csv").write_text("id,title,image_url\n" + rows)
+    arguments = BuildArguments(str(tmp_path / "shop.csv"), str(tmp_path / "out"), columns=["images=image_url"])
+    report = build_dataset(arguments, progress=False)
+    assert report["products"] == len(ADDRESSES)
+    assert report["catalogue"]["notes"]["image_url_not_fetched"]["rows"] == 4
+    assert connections == []

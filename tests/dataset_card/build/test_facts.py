@@ -82,3 +82,10 @@ def test_what_is_not_understood_is_noted_and_the_rest_stays():
     assert len(found) == MAX_ATTRIBUTES and notes == [("attributes_not_understood", f"over {MAX_ATTRIBUTES}")]
     found, _ = attributes({"x" * 9_000: "y" * 9_000})
     assert len(found[0][0]) == 200 and len(found[0][1]) == 500
+
+
+def test_white_space_without_end_is_cheap():
+    values = {"specs": ":" + " " * 65_000 + "x", "attributes": "colour : red ; size=42 |\n"}
+    notes = []
+    found = read_attributes(values, ["specs", "attributes"], notes)
+    assert {"name": "colour", "value": "red"} in found and {"name": "size", "value": "42"} in found

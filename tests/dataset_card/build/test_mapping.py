@@ -235,3 +235,10 @@ def test_columns_of_a_command_line():
     for texts in (["title"], ["title=a", "title=b"]):
         with pytest.raises(ValueError, match=r"columns: 'title.*'; give every field once, as FIELD=COLUMN"):
             parse_columns("columns", texts)
+
+
+def test_names_and_numbers_without_end_are_cheap():
+    assert attribute_pairs(["_" * 100_000 + "1 name", "_" * 100_000 + "1 value"]) == []
+    assert len(attribute_name("(" * 100_000)) <= 200
+    mapping, _ = resolve(["query", "sku", "n"], [{"query": "mug", "sku": "1", "n": 10**400}] * 3, LOG_FIELDS)
+    assert mapping["text"] == ("query",) and "count" not in mapping

@@ -168,3 +168,11 @@ def test_the_sample_that_columns_are_guessed_from_is_small_where_rows_are_large(
     (tmp_path / "a.csv").write_text("id,title\n" + "".join(f"{i},{'mug ' * 500}\n" for i in range(50)))
     lines = open_source(tmp_path / "a.csv").explain()
     assert "product_id <- id: its name; 100% of 5 values differ" in lines
+
+
+def test_a_table_of_too_many_columns_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("id,title," + ",".join(f"c{n}" for n in range(1_999)) + "\n1,mug\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps({f"c{n}": n for n in range(2_001)}) + "\n")
+    for name in ("a.csv", "b.jsonl"):
+        with pytest.raises(ValueError, match=f"{name}: 2,001 columns; give a table of at most 2,000"):
+            open_source(tmp_path / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import fsspec
 import numpy as np
@@ -199,3 +200,19 @@ def test_one_large_value_that_all_rows_share_is_not_held_for_all_at_once(tmp_pat
     rows = ParquetTable(tmp_path / "a.parquet", "a.parquet").rows(0, ["id", "title"])
     assert sum(len(row.values["title"]) for row in rows) == 100_000_000
     assert max(held) <= 2_100_000
+
+
+def test_saved_data_stay_in_their_folder(tmp_path):
+    for name in ("secret", "shop"):
+        Dataset.from_dict({"title": [name]}).save_to_disk(tmp_path / name)
+    state = tmp_path / "shop" / "state.json"
+    told = json.loads(state.read_text())
+    (arrow,) = (tmp_path / "secret").glob("*.arrow")
+    for place in (str(arrow), f"../secret/{arrow.name}"):
+        state.write_text(json.dumps(told | {"_data_files": [{"filename": place}]}))
+        with pytest.raises(ValueError, match="outside the folder; save it again"):
+            SavedRows(tmp_path / "shop")
+    for wrong in ("{}", "[", "[]", '{"_data_files": 3}'):
+        state.write_text(wrong)
+        with pytest.raises(ValueError, match="cannot be read as saved by datasets"):
+            SavedRows(tmp_path / "shop")

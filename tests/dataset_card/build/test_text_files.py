@@ -175,3 +175,37 @@ def test_any_bytes_give_rows_or_errors_and_every_line_is_accounted_for(tmp_path,
     assert all(row.values or row.error for row in rows)
     (tmp_path / "a.jsonl").write_bytes(b'{"id": 1}\n' + body)
     assert len(read(JsonLines(tmp_path / "a.jsonl", "a.jsonl"))) >= 1
+
+
+def test_a_file_of_quotes_that_each_swallow_the_rest_is_read_in_its_own_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "MAX_RECORD", 50)
+    monkeypatch.setattr(text_files, "REREAD", 100)
+    taken = []
+
+    def counted(feed, next_line=text_files._Feed.__next__):
+        taken.append(1)
+        return next_line(feed)
+
+    monkeypatch.setattr(text_files._Feed, "__next__", counted)
+    (tmp_path / "a.csv").write_text("id,title\n" + 'a","\n' * 2_000 + '5,"mug\nor cup"\n')
+    table = Delimited(tmp_path / "a.csv", "a.csv")
+    rows = read(table)
+    assert len(taken) < 100 + 6 * 2_000
+    assert len(rows) == 2_001 and rows[-1].values == {"id": "5", "title": "mug\nor cup"}
+    assert sum("a quote that is not closed" in (row.error or "") for row in rows) > 100
+
+
+def test_a_record_over_many_lines_is_one_row(tmp_path):
+    text = "\n".join(f"line {n}" for n in range(1_500))
+    rows = read(Delimited(write(tmp_path / "a.csv", [["1", text, "Home"], *ROWS]), "a.csv"))
+    assert rows[0].values["title"] == text and len(rows) == 4
+
+
+def test_a_header_of_very_many_equal_names_has_different_ones(tmp_path):
+    (tmp_path / "a.csv").write_text(",".join(["a"] * 20_000) + "\n" + ",".join(["1"] * 20_000) + "\n")
+    table = Delimited(tmp_path / "a.csv", "a.csv")
+    assert len(set(table.columns)) == 20_000 and table.columns[:3] == ["a", "a (2)", "a (3)"]
+    assert read(table)[0].values["a (20000)"] == "1"
+    assert len(Delimited(write(tmp_path / "b.csv", []), "b").columns) == 3
+    (tmp_path / "c.csv").write_text("a" * 1_000 + "," + "a" * 1_000 + "\n1,2\n")
+    assert [len(name) for name in Delimited(tmp_path / "c.csv", "c").columns] == [200, 204]
