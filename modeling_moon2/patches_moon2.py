@@ -13,8 +13,9 @@ LEVELS = 256  # of an 8-bit pixel
 
 def makes_patches(image_processor: BaseImageProcessor) -> bool:
     """Whether `picture_patches` stands for an image processor: the PIL one, which resizes, rescales and normalises."""
-    steps = ("do_resize", "do_rescale", "do_normalize")
-    return type(image_processor) is Qwen2VLImageProcessorPil and all(getattr(image_processor, s) for s in steps)
+    if type(image_processor) is not Qwen2VLImageProcessorPil:
+        return False
+    return bool(image_processor.do_resize and image_processor.do_rescale and image_processor.do_normalize)
 
 
 def picture_patches(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..build.pictures import FORMATS
 from .core_region import subject_box
 from .subject import Subject, extract_subject
 from .variants import expand, main_image
@@ -123,10 +124,10 @@ def to_jpeg(picture: Image.Image) -> bytes:
 def _open(reference: Mapping[str, Any], folder: Path, max_side: int) -> Image.Image:
     data, path = reference.get("bytes"), reference.get("path")
     if data:
-        picture = Image.open(io.BytesIO(data))
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
     else:
         place = Path(path)
-        picture = Image.open(place if place.is_absolute() or place.exists() else folder / place)
+        picture = Image.open(place if place.is_absolute() or place.exists() else folder / place, formats=FORMATS)
     if max(picture.size) > max_side:
         picture.draft(None, (max_side, max_side))
     picture = ImageOps.exif_transpose(picture)

@@ -3,11 +3,11 @@
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
@@ -16,6 +16,9 @@ from .patches_moon2 import makes_patches, picture_patches
 
 MAX_ASPECT_RATIO = 200
 ORIENTATION, UPRIGHT = ExifTags.Base.Orientation, 1
+MAX_PIXELS = 50_000_000  # of an image that is decoded whole
+# Of what Pillow reads: none that starts another program, as EPS does, or that hardly a photo is kept in.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "PPM")
 TEXT_FIELDS = ("title", *GUIDED_FIELDS)
 FIELD_SEPARATOR = ". "
 IMAGE_TOKEN, VISION_START_TOKEN, VISION_END_TOKEN = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -38,6 +41,23 @@ CHAT_TEMPLATE = """\
 """
 
 
+def open_image(file) -> Image.Image:
+    """Read the header of an encoded image in one of IMAGE_FORMATS; its pixels are not decoded.
+
+    Args:
+        file: a path or a binary stream.
+
+    Raises:
+        ValueError: it cannot be read as an image.
+    """
+    Image.init()
+    formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
+    try:
+        return Image.open(file, formats=formats)
+    except Exception as error:  # damaged headers end in every kind of error
+        raise ValueError(f"unreadable image ({_told(error)})") from error
+
+
 def load_image(image) -> Image.Image:
     """Open one image as 8-bit RGB: EXIF rotation applied, transparency on white, first frame of an animation.
 
@@ -46,21 +66,24 @@ def load_image(image) -> Image.Image:
             (H, W, 1 | 3 | 4) of uint8, or of floats in 0..1.
 
     Raises:
-        ValueError: what is given cannot be read as an image, or one side is more than 200 times the other.
+        ValueError: what is given cannot be read as an image, has too many pixels, or one side is more than 200 times
+            the other.
     """
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes | bytearray | memoryview):
+        image = open_image(io.BytesIO(image))
+    elif isinstance(image, str) and image.startswith(("http://", "https://")):
+        raise ValueError(f"{image} is not fetched; download it and give its bytes or its path")
+    elif isinstance(image, str | os.PathLike):
+        image = open_image(image)
+    elif isinstance(image, np.ndarray | torch.Tensor):
+        image = _image_from_array(image)
+    elif not isinstance(image, Image.Image):
+        raise ValueError(f"{type(image).__name__} is no image; give a PIL image, path, bytes or array")
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"a {image.width}x{image.height} image has over {MAX_PIXELS:,} pixels; make it smaller")
     try:
-        if isinstance(image, bytes | bytearray | memoryview):
-            image = Image.open(io.BytesIO(image))
-        elif isinstance(image, str) and image.startswith(("http://", "https://")):
-            raise ValueError(f"{image} is not fetched; download it and give its bytes or its path")
-        elif isinstance(image, str | os.PathLike):
-            image = Image.open(image)
-        elif isinstance(image, np.ndarray | torch.Tensor):
-            image = _image_from_array(np.asarray(image))
-        elif not isinstance(image, Image.Image):
-            raise ValueError(f"{type(image).__name__} is no image; give a PIL image, path, bytes or array")
         image.load()  # so damage shows here
         if image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT:
             image = ImageOps.exif_transpose(image)
@@ -71,11 +94,15 @@ def load_image(image) -> Image.Image:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         if image.mode != "RGB":
             image = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"unreadable image ({error})") from error
+    except Exception as error:  # as damaged headers do
+        raise ValueError(f"unreadable image ({_told(error)})") from error
     if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
         raise ValueError(f"a {image.width}x{image.height} image has no usable shape; crop it to at most 200:1")
     return image
+
+
+def _told(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _to_unit_range(pixels: np.ndarray) -> np.ndarray:
@@ -84,7 +111,12 @@ def _to_unit_range(pixels: np.ndarray) -> np.ndarray:
     return pixels / (1.0 if top <= 1.0 else 255.0 if top <= 255.0 else 65535.0)
 
 
-def _image_from_array(pixels: np.ndarray) -> Image.Image:
+def _image_from_array(pixels: np.ndarray | torch.Tensor) -> Image.Image:
+    if isinstance(pixels, torch.Tensor):
+        pixels = pixels.detach().cpu()
+        pixels = (pixels.float() if pixels.dtype == torch.bfloat16 else pixels).numpy()
+    if pixels.dtype.kind not in "buif":
+        raise ValueError(f"an array of {pixels.dtype} is no image; give uint8, or floats in 0..1")
     if pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4)):
@@ -102,7 +134,7 @@ def text_parts(text: str | Mapping | None) -> list[tuple[str, str]]:
             mapping of names to values, or a list of `{"name", "value"}`.
 
     Raises:
-        ValueError: a field of another name or type.
+        ValueError: a field of another name or type, or a level or an attribute that is none.
     """
     if text is None or isinstance(text, str):
         text = {"title": text}
@@ -112,10 +144,15 @@ def text_parts(text: str | Mapping | None) -> list[tuple[str, str]]:
         raise ValueError(f"text has a field {min(map(str, unknown))!r}; give {', '.join(TEXT_FIELDS)}")
     category, attributes = text.get("category"), text.get("attributes")
     if isinstance(category, list | tuple):
+        if wrong := [level for level in category if not isinstance(level, str)]:
+            raise ValueError(f"the category has a level that is {type(wrong[0]).__name__}, not str")
         category = " > ".join(category)
     if isinstance(attributes, Mapping):
         attributes = [{"name": name, "value": value} for name, value in attributes.items()]
     if isinstance(attributes, list | tuple):
+        for number, attribute in enumerate(attributes):
+            if not isinstance(attribute, Mapping) or not {"name", "value"} <= set(attribute):
+                raise ValueError(f'attributes[{number}] is {type(attribute).__name__}; give {{"name", "value"}}')
         attributes = ", ".join(f"{attribute['name']}: {attribute['value']}" for attribute in attributes)
     parts = list(zip(TEXT_FIELDS, (text.get("title"), category, attributes), strict=True))
     for field, part in parts:
@@ -350,6 +387,8 @@ def _align_items(text, images) -> tuple[list[str | None], list[list]]:
         return [text], [_image_list(images)]
     if images is not None and not isinstance(images, list | tuple):
         images = [images]
+    if text is not None and not isinstance(text, Iterable):
+        raise ValueError(f"text is {type(text).__name__}; give a str, or a list with one for every item")
     texts = [None] * len(images) if text is None else list(text)
     image_lists = [[]] * len(texts) if images is None else [_image_list(item) for item in images]
     if len(texts) != len(image_lists):

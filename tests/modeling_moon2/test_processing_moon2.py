@@ -182,3 +182,50 @@ def test_a_tokenizer_without_image_tokens_is_refused(tiny_processor):
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     with pytest.raises(ValueError, match="lacks <|vision_start|>"):
         Moon2Processor(tiny_processor.image_processor, plain)
+
+
+def test_no_program_is_started_for_a_picture(monkeypatch, make_image, tmp_path):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments, **options: pytest.fail("it was started"))
+    data = encoded(make_image(1), "EPS")
+    (tmp_path / "a.jpg").write_bytes(data)
+    for given_image in (data, tmp_path / "a.jpg", {"bytes": data, "path": None}):
+        with pytest.raises(ValueError, match="unreadable image"):
+            load_image(given_image)
+
+
+@pytest.mark.parametrize("mode", ["1", "RGBA", "I;16"])
+def test_too_many_pixels_are_not_decoded(monkeypatch, mode):
+    monkeypatch.setattr("modeling_moon2.processing_moon2.MAX_PIXELS", 10_000)
+    image = Image.new(mode, (101, 100))
+    for given_image in (encoded(image, "PNG"), image):
+        with pytest.raises(ValueError, match="a 101x100 image has over 10,000 pixels; make it smaller"):
+            load_image(given_image)
+    load_image(image.crop((0, 0, 100, 100)))
+
+
+def test_tensors_of_every_kind_are_pictures(make_image):
+    reference = np.asarray(make_image(2))
+    half = torch.from_numpy(reference / 255.0).to(torch.bfloat16)
+    np.testing.assert_allclose(np.asarray(load_image(half)), reference, atol=2)
+    np.testing.assert_array_equal(load_image(torch.from_numpy(reference / 255.0).requires_grad_()), reference)
+    for wrong in (np.zeros((4, 4), dtype=object), np.zeros((4, 4), dtype="c8"), np.zeros((4, 4), dtype="U3")):
+        with pytest.raises(ValueError, match="is no image; give uint8, or floats in 0..1"):
+            load_image(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ({"category": ["Shoes", 3]}, "the category has a level that is int, not str"),
+        ({"attributes": ["red"]}, r"attributes\[0\] is str; give"),
+        ({"attributes": [{"name": "colour", "value": "red"}, {"name": "size"}]}, r"attributes\[1\] is dict; give"),
+    ],
+)
+def test_fields_of_another_form_are_named(tiny_processor, text, told):
+    with pytest.raises(ValueError, match=f"item 1: {told}"):
+        tiny_processor(text=["mug", text])
+
+
+def test_a_text_that_is_none_is_refused(tiny_processor):
+    with pytest.raises(ValueError, match="text is int; give a str, or a list with one for every item"):
+        tiny_processor(text=5)

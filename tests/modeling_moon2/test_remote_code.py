@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -14,12 +15,17 @@ import torch
 
 import modeling_moon2
 
-CODE_FILES = (
-    "configuration_moon2.py",
-    "layout_moon2.py",
-    "modeling_moon2.py",
-    "patches_moon2.py",
-    "processing_moon2.py",
+CODE_FILES = ("configuration_moon2.py", "layout_moon2.py", "modeling_moon2.py", "patches_moon2.py",
+              "processing_moon2.py")  # fmt: skip
+# huggingface_hub.dataclasses is what the configurations of transformers are made with.
+MAY_IMPORT = ("torch", "transformers", "huggingface_hub.dataclasses", "numpy", "PIL", "collections.abc",
+              "dataclasses", "io", "math", "os", "re", "typing")  # fmt: skip
+# Names that reach files, the network, other programs or code made of text, wherever they stand.
+REACHES_OUT = set(
+    "open eval exec compile __import__ globals getattr setattr delattr input breakpoint system popen remove unlink "
+    "rmdir mkdir makedirs rename environ getenv putenv walk listdir scandir fromfile tofile memmap load save savez "
+    "loadtxt savetxt hub load_state_dict_from_url load_library write write_text write_bytes read_text read_bytes "
+    "import_module from_pretrained save_pretrained push_to_hub urlopen request show".split()
 )
 EMBED = """
 import sys
@@ -83,6 +89,25 @@ def test_the_code_travels_with_the_weights(saved):
     for name in CODE_FILES:
         assert (saved / name).read_bytes() == (package / name).read_bytes(), name
     assert (saved / "model.safetensors").exists() and not list(saved.glob("*.bin"))
+
+
+@pytest.mark.parametrize("name", CODE_FILES)
+def test_the_code_imports_little_and_reaches_for_nothing_but_the_picture_it_is_given(name):
+    tree = ast.parse((Path(modeling_moon2.__file__).parent / name).read_text(encoding="utf-8"))
+    imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    imported += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
+    for module in imported:
+        assert any(module == allowed or module.startswith(f"{allowed}.") for allowed in MAY_IMPORT), module
+    named = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    whole = {ast.unparse(node): node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    # `image.load` decodes the pixels of a picture that is open
+    named += [word for of, word in whole.items() if of not in ("re.compile", "image.load")]
+    reaching = [word for word in named if word in REACHES_OUT]
+    # `Image.open` in `open_image`: a file of the caller's, or bytes
+    assert reaching == (["open"] if name == "processing_moon2.py" else []), name
+    of_os = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+             and isinstance(node.value, ast.Name) and node.value.id == "os"]  # fmt: skip
+    assert set(of_os) <= {"os.PathLike"}
 
 
 def test_embeddings_are_equal_where_moon2_is_not_installed(saved, tiny, bare_python, make_image, tmp_path):

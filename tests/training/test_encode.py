@@ -403,3 +403,13 @@ def test_an_error_while_windows_are_read_is_not_lost(encoder, items):
 
     with pytest.raises(OSError, match="the disk is gone"):
         list(encoder.encode_windows(windows()))
+
+
+def test_an_image_may_lack_its_bytes_or_its_path(encoder, make_image, tmp_path):
+    make_image(1).save(tmp_path / "a.png")
+    item = {"text": None, "images": [{"path": str(tmp_path / "a.png")}]}
+    whole = {"text": None, "images": [{"bytes": (tmp_path / "a.png").read_bytes()}]}
+    vectors = encoder.encode([item, whole], progress=False)
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+    with pytest.raises(ValueError, match="item 0, image 0: NoneType is no image"):
+        encoder.encode([{"text": None, "images": [{"path": None}]}], progress=False)
