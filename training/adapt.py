@@ -16,13 +16,15 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration, set_seed
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from trl import SFTConfig, SFTTrainer, TrlParser
+from trl import SFTConfig, SFTTrainer
 
 from modeling_moon2 import Moon2Processor
 from modeling_moon2.processing_moon2 import IMAGE_TOKEN, VISION_END_TOKEN, VISION_START_TOKEN
 from moon2_dataset import load_products
+from moon2_dataset.recipe import RecipeParser
 
 from .convert import SOURCE_TYPE, SourceWeights, resolve_source
+from .plain_files import plain_checkpoint
 
 Product = dict[str, Any]
 
@@ -277,7 +279,7 @@ def load_base(folder: Path, **options: Any) -> Qwen3VLForConditionalGeneration:
         raise ValueError(f"{folder}: holds a {config.model_type} model; give a dense Qwen3-VL ({SOURCE_TYPE})")
     SourceWeights(folder)  # refuses a damaged file by its name
     model, report = Qwen3VLForConditionalGeneration.from_pretrained(
-        folder, output_loading_info=True, **({"dtype": "auto"} | options)
+        folder, output_loading_info=True, use_safetensors=True, **({"dtype": "auto"} | options)
     )
     missing = sorted(report["missing_keys"])
     if missing == ["lm_head.weight"]:
@@ -360,7 +362,8 @@ def adapt(script: AdaptArguments, arguments: SFTConfig) -> Path:
         processing_class=processor.tokenizer,
         peft_config=_lora_config(script) if script.use_peft else None,
     )
-    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    with plain_checkpoint(arguments.resume_from_checkpoint):
+        trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     if script.use_peft:
         trainer.model = trainer.model.merge_and_unload()
     trainer.model.to(dtype)
@@ -406,7 +409,7 @@ A dense, generative Qwen3-VL, trained on product data with `moon2 adapt` (tasks:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `moon2 adapt`."""
-    parser = TrlParser(
+    parser = RecipeParser(
         (AdaptArguments, SFTConfig),
         prog="moon2 adapt",
         description="Train a generative Qwen3-VL on product data, before it is converted.",

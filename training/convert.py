@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from trl import TrlParser
 
 from modeling_moon2 import GUIDED_FIELDS, Moon2Config, Moon2Model, Moon2Processor
 from modeling_moon2.modeling_moon2 import INITIAL_TEMPERATURE
+from moon2_dataset.recipe import RecipeParser
 
 from .hub_folder import complete_hub_folder
 from .model_card import write_model_card
@@ -132,7 +132,10 @@ def _open(file: Path):
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: cannot be read as safetensors ({error}); download it again") from error
+        raise ValueError(
+            f"{file}: cannot be read as safetensors ({error}); download it again. Pickles (.bin, .pt) could run code "
+            "and are not read"
+        ) from error
 
 
 def expert_weights(
@@ -391,6 +394,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(argv or ())
     if len(argv) > 1 and not argv[0].startswith("-") and not argv[1].startswith("-"):
         argv[:2] = ["--source", argv[0], "--out", argv[1]]
-    parser = TrlParser(ConvertArguments, prog="moon2 convert", description="Make MOON2.0 of a dense Qwen3-VL.")
+    parser = RecipeParser(ConvertArguments, prog="moon2 convert", description="Make MOON2.0 of a dense Qwen3-VL.")
     (arguments,) = parser.parse_args_and_config(argv)
     print(f"converted to {convert(arguments)}")

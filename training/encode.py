@@ -23,9 +23,10 @@ from modeling_moon2 import Moon2Config, Moon2Routing
 from modeling_moon2.layout_moon2 import sequence_packing, vision_layout
 from modeling_moon2.processing_moon2 import load_image, text_parts
 
-from .encoded_pictures import UNREADABLE, decode_picture, picture_size
+from .encoded_pictures import decode_picture, picture_size
 from .items import item_name, take_view
 from .non_finite import check_vectors, non_finite_weight
+from .plain_files import plain_weights
 
 VIEWS = ("text", "image", "multimodal")
 BATCHES_PER_WINDOW = 64  # items are sorted by length within a window, so that reading stays nearly sequential
@@ -346,7 +347,7 @@ class Encoder:
         for image in images:
             try:
                 patches = image_processor.get_number_of_image_patches(*picture_size(image))
-            except UNREADABLE:  # said with the item's name when its batch is made
+            except ValueError:  # said with the item's name when its batch is made
                 continue
             length += patches // image_processor.merge_size**2
         return length
@@ -472,7 +473,7 @@ def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTraine
 
     Raises:
         FileNotFoundError: there is no model in the folder, or none of that name on the Hub.
-        ValueError: it is a model of another kind, or a weight is not finite.
+        ValueError: it is a model of another kind, its weights are damaged or not in safetensors, or one is not finite.
     """
     if Path(model_id).is_dir() and not (Path(model_id) / "config.json").is_file():
         raise FileNotFoundError(f"{model_id}: no config.json there; give the folder of a saved model")
@@ -482,7 +483,8 @@ def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTraine
         raise FileNotFoundError(f"{model_id}: no such folder, and no model of that name on the Hub") from error
     if config.model_type != Moon2Config.model_type:
         raise ValueError(f"{model_id}: holds a {config.model_type} model; give a MOON2.0 one")
-    model = AutoModel.from_pretrained(model_id, trust_remote_code=True, **options)
+    with plain_weights(model_id):
+        model = AutoModel.from_pretrained(model_id, trust_remote_code=True, use_safetensors=True, **options)
     processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
     if "device_map" not in options:
         model = model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -207,7 +208,8 @@ def load_any_encoder(
 ) -> Encoder | SentenceTransformersEncoder | DualEncoder:
     """Load what the folder or repository holds: a MOON2.0, sentence-transformers or CLIP-like dual encoder.
 
-    It is put onto the accelerator, or the CPU where there is none. The code that a repository brings is run.
+    It is put onto the accelerator, or the CPU where there is none. The code that a repository brings is run; weights
+    are read from safetensors alone.
 
     Args:
         model_id: folder of a saved model, or its id on the Hub.
@@ -234,12 +236,14 @@ def load_any_encoder(
     try:
         if is_sentence_transformers:
             return _load_sentence_transformers(model_id, batch_size)
-        model = AutoModel.from_pretrained(model_id, trust_remote_code=True)
+        model = AutoModel.from_pretrained(model_id, trust_remote_code=True, use_safetensors=True)
         processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         return DualEncoder(model.to(device), processor, batch_size)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{model_id}: cannot be loaded ({error}); give a complete folder or repository") from error
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(
+            f"{model_id}: cannot be loaded ({error}); give a complete folder or repository with weights in safetensors"
+        ) from error
 
 
 def _load_sentence_transformers(model_id: str | os.PathLike, batch_size: int) -> SentenceTransformersEncoder:
@@ -247,7 +251,9 @@ def _load_sentence_transformers(model_id: str | os.PathLike, batch_size: int) ->
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ImportError("it needs sentence-transformers: pip install 'moon2[bench]'") from error
-    return SentenceTransformersEncoder(SentenceTransformer(str(model_id), trust_remote_code=True), batch_size)
+    safe = {"use_safetensors": True}
+    model = SentenceTransformer(str(model_id), trust_remote_code=True, model_kwargs=safe)
+    return SentenceTransformersEncoder(model, batch_size)
 
 
 def _has_modules(model_id: str | os.PathLike) -> bool:

@@ -16,17 +16,19 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import ModelConfig, TrlParser, get_quantization_config
+from trl import ModelConfig, get_quantization_config
 
 from modeling_moon2 import Moon2Model, Moon2Processor
 from moon2_dataset import ProductQueries, load_product_queries
 from moon2_dataset.reader import table_files
+from moon2_dataset.recipe import RecipeParser
 
 from .encode import load_encoder
 from .evaluate import evaluate, format_table, write_json
 from .hub_folder import read_provenance
 from .mini import MiniConfig, build_mini
 from .model_card import write_model_card
+from .plain_files import plain_checkpoint
 from .provenance import changed_data, data_record, given_options
 from .teacher_features import teacher_files
 from .trainer import Moon2Trainer
@@ -123,7 +125,8 @@ def fit(
         for message in _other_data(checkpoint, run["data"]):
             warnings.warn(f"resumed on other data: {message}", stacklevel=2)
     begin = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with plain_checkpoint(checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - begin
     if not isinstance(model, Moon2Model):  # what is saved loads without PEFT; checkpoints hold the adapters
         from .lora import merge_adapters
@@ -172,7 +175,7 @@ def _tables(script: TrainArguments, arguments: Moon2TrainingArguments) -> dict[s
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `moon2 train`."""
-    parser = TrlParser(
+    parser = RecipeParser(
         (TrainArguments, Moon2TrainingArguments, MiniConfig, ModelConfig),
         prog="moon2 train",
         description="Fit a MOON2.0 model to a catalogue and a click log.",

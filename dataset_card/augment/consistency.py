@@ -58,7 +58,7 @@ class Scorer:
             config = AutoConfig.from_pretrained(model_id, trust_remote_code=True)
             if config.model_type not in (*DUAL_ENCODERS, "moon2"):
                 raise ValueError(f"it is a {config.model_type} model")
-            self.model = AutoModel.from_pretrained(model_id, trust_remote_code=True).eval()
+            self.model = AutoModel.from_pretrained(model_id, trust_remote_code=True, use_safetensors=True).eval()
             self.processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
         except (OSError, ValueError, ImportError) as error:
             raise ValueError(

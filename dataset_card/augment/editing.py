@@ -53,7 +53,9 @@ class DiffusersEditor:
         if dtype == "auto":
             dtype = "float32" if device.type == "cpu" else "bfloat16"
         try:
-            pipeline = DiffusionPipeline.from_pretrained(model_id, torch_dtype=getattr(torch, dtype))
+            pipeline = DiffusionPipeline.from_pretrained(
+                model_id, torch_dtype=getattr(torch, dtype), use_safetensors=True
+            )
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"editor {model_id}: cannot be loaded ({' '.join(str(error).split())}); give a folder or Hub id of a "

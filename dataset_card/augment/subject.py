@@ -240,7 +240,7 @@ class Segmenter:
 
         try:
             self.processor = AutoImageProcessor.from_pretrained(model_id, trust_remote_code=False)
-            model = AutoModelForSemanticSegmentation.from_pretrained(model_id)
+            model = AutoModelForSemanticSegmentation.from_pretrained(model_id, use_safetensors=True)
         except (OSError, ValueError, ImportError) as error:
             raise ValueError(
                 f"segmenter {model_id}: cannot be loaded ({' '.join(str(error).split())}); give a folder or Hub id "

@@ -53,7 +53,8 @@ class VisionLanguageModel:
         self.failures = ModelFailures(f"vlm {model_id}")
         try:
             self.processor = load_processor(model_id)
-            model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=_dtype(dtype, self.device))
+            dtype = _dtype(dtype, self.device)
+            model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, use_safetensors=True)
         except (OSError, ValueError, ImportError) as error:
             raise ValueError(
                 f"{model_id}: cannot be loaded as an image-text-to-text model ({error}); give a folder or Hub id that "
