@@ -303,7 +303,7 @@ def _plainly(action: Callable[..., Any]) -> Callable[..., Any]:
     def told(*arguments: Any, **named: Any) -> Any:
         try:
             return action(*arguments, **named)
-        except (ValueError, TypeError, PermissionError, FileNotFoundError) as error:
+        except (ValueError, TypeError, OverflowError, PermissionError, FileNotFoundError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     # Gradio reads the types of answers from the signature, and what arguments mean from the docstring
@@ -335,6 +335,8 @@ def _searched(
 def _filters(category: str, attributes: Mapping[str, list[str]] | None) -> Filters:
     if not isinstance(attributes or {}, Mapping):
         raise ValueError("attributes: give an object of names and lists of values")
+    if not isinstance(category or "", str):
+        raise ValueError('category: give a text, such as "Shoes > Boots"')
     return Filters([level.strip() for level in category.split(">")] if category else [], attributes or {})
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -74,6 +75,7 @@ class CatalogueSource:
     Attributes:
         errors: of the last reading, in order.
         num_rows: how many rows there are, or None where only reading tells.
+        is_cut: whether the last reading ended at the limit of rows, before the last row.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
@@ -96,6 +98,7 @@ class CatalogueSource:
     ) -> None:
         self.limits = limits
         self.errors: list[RowError] = []
+        self.is_cut = False
         self._unpacked: Path | None = None
         self._before: list[RowError] = []  # what unpacking found
         self._image_root = image_root
@@ -125,7 +128,7 @@ class CatalogueSource:
         return self._source.explain()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.errors = list(self._before)
+        self.errors, self.is_cut = list(self._before), False
         seen: set[str] = set()
         mapping = self._source.mapping
         rows = (row for batch in self._source.batches(size=100) for row in batch)
@@ -133,6 +136,7 @@ class CatalogueSource:
             if count >= self.limits.rows:
                 message = f"over {self.limits.rows:,} rows; the rest is left out: give the catalogue in parts"
                 self.errors.append(RowError(row.number, "", message))
+                self.is_cut = True
                 return
             within = self._image_root or row.folder or self._nowhere
             cleaned = clean_product(row, mapping, self._image_root, MAX_SIDE, within, self.limits.pixels)
@@ -243,7 +247,7 @@ def _gzip_size(file: Path, limit: int) -> int:
         with gzip.open(file) as stream:
             while size <= limit and (chunk := stream.read(CHUNK)):
                 size += len(chunk)
-    except (OSError, EOFError):  # what could be read is read, and the damage told then
+    except (OSError, EOFError, zlib.error):  # what could be read is read, and the damage told then
         pass
     return size
 

@@ -37,10 +37,10 @@ class Filters:
     attributes: Mapping[str, Sequence[str] | str] = field(default_factory=dict)
 
     def __post_init__(self):
-        category = (self.category,) if isinstance(self.category, str) else tuple(self.category)
-        attributes = {
-            name: (values,) if isinstance(values, str) else tuple(values) for name, values in self.attributes.items()
-        }
+        category = _listed("category", self.category)
+        if not isinstance(self.attributes, Mapping):
+            raise ValueError("filters: attributes are no mapping; give {name: [values]}")
+        attributes = {name: _listed(name, values) for name, values in self.attributes.items()}
         object.__setattr__(self, "category", category)
         object.__setattr__(self, "attributes", attributes)
         values = [value for of_name in attributes.values() for value in of_name]
@@ -77,6 +77,19 @@ def filter_columns(product: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _listed(name: Any, given: Any) -> tuple[str, ...]:
+    if isinstance(given, str):
+        return (given,)
+    if not isinstance(given, Sequence):
+        raise ValueError(f"filters: {str(name)[:80]!r} is given {type(given).__name__}; give a list of texts")
+    return tuple(given)
+
+
+def whole_characters(text: str) -> str:
+    """A text that can be written as UTF-8: halves of surrogate pairs, which JSON can hold, become U+FFFD."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
 def _category_key(path: Sequence[str]) -> str:
     return START + _joined([_plain(level) for level in path])
 
@@ -91,4 +104,5 @@ def _pair(name: str, value: str) -> str:
 
 def _plain(text: str) -> str:
     """A text without case, control characters and needless white space."""
-    return " ".join("".join(" " if letter < " " else letter for letter in text).casefold().split())
+    plain = "".join(" " if letter < " " else letter for letter in whole_characters(text))
+    return " ".join(plain.casefold().split())

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from trl import TrlParser
 
 from moon2_dataset.build.mapping import parse_columns
+from moon2_dataset.recipe import RecipeParser
 from moon2_training.encode import Encoder, load_encoder
 from moon2_training.written_vectors import WrittenVectors
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(argv or ())
     if argv and not argv[0].startswith("-"):
         argv[:1] = ["--catalogue", argv[0]]
-    parser = TrlParser(IndexArguments, prog="moon2 index", description="Put a catalogue into an index on disk.")
+    parser = RecipeParser(IndexArguments, prog="moon2 index", description="Put a catalogue into an index on disk.")
     (arguments,) = parser.parse_args_and_config(argv)
     begin = time.perf_counter()
     folder = CatalogueFolder(data_folder(arguments.data_dir))
@@ -177,7 +177,9 @@ def add_catalogue(arguments: IndexArguments, folder: CatalogueFolder, index: Cat
         f"{changes.encoded:,} encoded"
     )
     _tell_errors(errors, arguments.errors)
-    if arguments.prune:
+    if arguments.prune and source.is_cut:
+        print("nothing deleted, for the catalogue was not read to its end; raise --max_rows")
+    elif arguments.prune:
         kept = there | {error.product_id for error in errors}  # a row that cannot be read now is no reason to delete
         print(f"{index.delete(set(index.ids()) - kept):,} products deleted that the catalogue no longer has")
     return there

@@ -102,6 +102,7 @@ class LiveCatalogue:
         folder: the data folder.
         index: that answers, with a `SharedEncoder`.
         models: folders or Hub ids of the encoders that may take over.
+        limits: how much is read of a catalogue that is given.
 
     Raises:
         ValueError: two of the models have one name.
@@ -113,8 +114,15 @@ class LiveCatalogue:
         (True, '600 added, 0 replaced, 0 as before; 600 encoded')
     """
 
-    def __init__(self, folder: CatalogueFolder, index: CatalogueIndex, models: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: CatalogueFolder,
+        index: CatalogueIndex,
+        models: Sequence[str] = (),
+        limits: Limits = Limits(),  # noqa: B008, it is frozen
+    ) -> None:
         self.folder = folder
+        self.limits = limits
         self._models: dict[str, str] = {}  # name -> folder or Hub id
         for place in dict.fromkeys([index.manifest["model"], *map(lasting_name, models)]):
             if self._models.setdefault(model_name(place), place) != place:
@@ -126,13 +134,20 @@ class LiveCatalogue:
         self._starting = threading.Lock()
 
     @classmethod
-    def open(cls, folder: CatalogueFolder, model: str, models: Sequence[str] = ()) -> LiveCatalogue:
+    def open(
+        cls,
+        folder: CatalogueFolder,
+        model: str,
+        models: Sequence[str] = (),
+        limits: Limits = Limits(),  # noqa: B008, it is frozen
+    ) -> LiveCatalogue:
         """Open the catalogue of a data folder, or make an empty one.
 
         Args:
             folder: the data folder.
             model: folder or Hub id of the encoder for a new catalogue; one that is there keeps its own.
             models: others that may take over.
+            limits: how much is read of a catalogue that is given.
 
         Raises:
             FileNotFoundError: no such model.
@@ -140,7 +155,7 @@ class LiveCatalogue:
         place = folder.model() or model
         encoder = SharedEncoder(Encoder(*load_encoder(place)))
         index = folder.open_or_create(encoder, place, fingerprint_of(encoder))
-        return cls(folder, index, [model, *models])
+        return cls(folder, index, [model, *models], limits)
 
     @property
     def now(self) -> Answering:
@@ -165,13 +180,12 @@ class LiveCatalogue:
         """(D,) mean of the catalogue's multimodal vectors; zeros where it is empty."""
         return self._of_this_version().average
 
-    def start_add(self, path: str | Path, replace_all: bool = False, limits: Limits = Limits()) -> Job:  # noqa: B008
+    def start_add(self, path: str | Path, replace_all: bool = False) -> Job:
         """Start to add the products of a catalogue; see `CatalogueSource` for what may be given.
 
         Args:
             path: a file, or "hf:OWNER/NAME".
             replace_all: delete products that the catalogue given does not have, once all of it has been read.
-            limits: how much is read.
 
         Raises:
             ValueError: another change is under way.
@@ -180,7 +194,7 @@ class LiveCatalogue:
         def add(job: Job) -> None:
             index = self._now.index
             there: set[str] = set()
-            with CatalogueSource(path, self.folder.scratch, limits=limits) as source:
+            with CatalogueSource(path, self.folder.scratch, limits=self.limits) as source:
 
                 def noted():
                     for product in source:
@@ -195,7 +209,9 @@ class LiveCatalogue:
                 f"{changes.added:,} added, {changes.replaced:,} replaced, {changes.unchanged:,} as before; "
                 f"{changes.encoded:,} encoded"
             )
-            if replace_all and there and not changes.cancelled:
+            if replace_all and source.is_cut:
+                told += "; nothing deleted, for the catalogue was not read to its end"
+            elif replace_all and there and not changes.cancelled:
                 kept = there | {error.product_id for error in job.errors}  # unreadable now is no reason to delete
                 told += f"; {index.delete(set(index.ids()) - kept):,} deleted"
             job.message = told

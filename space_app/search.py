@@ -11,10 +11,11 @@ from PIL import Image
 
 from moon2_dataset.build.pictures import PICTURE_REASONS, check_picture
 from moon2_training.evaluate import AnyEncoder
+from moon2_training.vector_columns import vector_column
 
 from .catalogue_index import CatalogueIndex
 from .catalogue_source import MAX_SIDE
-from .filters import Filters
+from .filters import Filters, whole_characters
 
 DEPTH = 100  # candidates of each ranking that are fused
 RANK_OFFSET = 10  # c of reciprocal rank fusion: how little the first places stand out
@@ -60,7 +61,8 @@ class SearchQuery:
         filters: that products must pass.
 
     Raises:
-        ValueError: neither words nor picture, too long a text, a picture that cannot be read, or no such balance.
+        ValueError: neither words nor picture, no text or too long a one, a picture that cannot be read, or no such
+            balance.
     """
 
     text: str | None = None
@@ -69,7 +71,9 @@ class SearchQuery:
     filters: Filters | None = None
 
     def __post_init__(self):
-        text = " ".join((self.text or "").split()) or None
+        if not isinstance(self.text, str | None):
+            raise ValueError(f"text is a {type(self.text).__name__}; give words")
+        text = " ".join(whole_characters(self.text or "").split()) or None
         if text is not None and len(text) > MAX_QUERY:
             raise ValueError(f"text has {len(text):,} characters; give at most {MAX_QUERY:,}")
         object.__setattr__(self, "text", text)
@@ -168,7 +172,7 @@ class CatalogueSearch:
             ValueError: there is no such product, or it lacks the view.
         """
         _check_k(k)
-        column = f"{view}_vector"
+        column, product_id = vector_column(view), whole_characters(product_id)
         product = self.index.products([product_id], [column]).get(product_id)
         if product is None:
             raise ValueError(f"product {product_id!r} is not in the catalogue")

@@ -27,9 +27,8 @@ from .search import SearchQuery
 from .search_tab import SHARE, Form, SearchTab, arrive, build_search_tab, found_like, fresh_choices
 from .theme import STYLE_SHEET, moon_theme
 from .understand_tab import Product, UnderstandTab, build_understand_tab, explained, product_of_catalogue
-from .uploads import MAX_PICTURE, uploaded_picture
+from .uploads import MAX_PICTURE, NoFetching, refuse_addresses, uploaded_picture
 
-MAX_UPLOAD = Limits().file_bytes
 TOGGLE_DARK = """
 element.addEventListener('click', (event) => {
   if (event.target.closest('button')) document.body.classList.toggle('dark');
@@ -61,6 +60,7 @@ class SpaceOptions:
         port: None: GRADIO_SERVER_PORT, or the first free one from 7860.
         mcp_server: serve the API to agents as well, to those who send the token; needs `gradio[mcp]`.
         title: of the page.
+        limits: how much is read of a catalogue that an administrator gives.
 
     Raises:
         ValueError: too short a token, or an MCP server without one.
@@ -74,6 +74,7 @@ class SpaceOptions:
     port: int | None = None
     mcp_server: bool = False
     title: str = "MOON2.0 product search"
+    limits: Limits = Limits()
 
     def __post_init__(self):
         if self.admin_token is not None and len(self.admin_token) < MIN_TOKEN:
@@ -94,6 +95,22 @@ class SpaceOptions:
         )
 
 
+class SpaceBlocks(gr.Blocks):
+    """Blocks that fetch nothing, where Gradio downloads a file that is given as a web address, however large."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *arguments: Any, **named: Any) -> list[Any]:
+        """What Gradio makes of the inputs of an event.
+
+        Raises:
+            gr.Error: one of them is such an address.
+        """
+        try:
+            refuse_addresses(inputs)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return await super().preprocess_data(block_fn, inputs, *arguments, **named)
+
+
 def open_catalogue(options: SpaceOptions) -> LiveCatalogue:
     """Open the catalogue that options name, or make an empty one.
 
@@ -101,7 +118,7 @@ def open_catalogue(options: SpaceOptions) -> LiveCatalogue:
         FileNotFoundError: no such model.
     """
     folder = CatalogueFolder(data_folder(options.data_dir))
-    return LiveCatalogue.open(folder, options.model or str(BUNDLED_MODEL), options.models)
+    return LiveCatalogue.open(folder, options.model or str(BUNDLED_MODEL), options.models, options.limits)
 
 
 def build_space(catalogue: LiveCatalogue, options: SpaceOptions) -> gr.Blocks:
@@ -112,7 +129,7 @@ def build_space(catalogue: LiveCatalogue, options: SpaceOptions) -> gr.Blocks:
         options: how it is served.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", EVENTS_TO_SUM_UP)
-    with gr.Blocks(title=options.title, analytics_enabled=False, delete_cache=(600, 3600)) as space:
+    with SpaceBlocks(title=options.title, analytics_enabled=False, delete_cache=(600, 3600)) as space:
         gr.HTML(_head(options.title), js_on_load=TOGGLE_DARK, apply_default_css=False)
         searching = {"concurrency_limit": AT_ONCE, "concurrency_id": "search"}
         with gr.Tabs() as tabs:
@@ -195,7 +212,9 @@ def launch_space(
     os.environ.setdefault("GRADIO_TEMP_DIR", str(data_folder(options.data_dir).resolve() / "served"))
     space = build_space(catalogue or open_catalogue(options), options)
     in_a_space = "SPACE_ID" in os.environ
-    guards = [Middleware(TokenForAgents, token=options.admin_token)] if options.mcp_server else []
+    guards = [Middleware(NoFetching)]
+    if options.mcp_server:
+        guards.append(Middleware(TokenForAgents, token=options.admin_token))
     app, url, _ = space.launch(
         server_name=options.host or ("0.0.0.0" if in_a_space else "127.0.0.1"),
         server_port=options.port,
@@ -209,7 +228,7 @@ def launch_space(
         css=STYLE_SHEET.read_text(encoding="utf-8"),
         footer_links=["api"],
         app_kwargs={"middleware": guards},
-        max_file_size=MAX_UPLOAD if options.admin_token else MAX_PICTURE,
+        max_file_size=options.limits.file_bytes if options.admin_token else MAX_PICTURE,
     )
     if block:
         print(f"{options.title}: {url}", flush=True)

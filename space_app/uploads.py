@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from gradio.utils import get_upload_folder
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 MAX_PICTURE = 20 << 20  # bytes
+NOT_FETCHED = "addresses are not fetched; download the file and upload it"
 
 Upload = Mapping[str, Any] | str | None
 
@@ -52,6 +55,50 @@ def uploaded_picture(upload: Upload) -> bytes | None:
     file = uploaded_file(upload)
     _check_size(file.stat().st_size)
     return file.read_bytes()
+
+
+def refuse_addresses(values: Any) -> None:
+    """Look through what a visitor sent for files that are given as web addresses, which Gradio would fetch.
+
+    Args:
+        values: of JSON.
+
+    Raises:
+        ValueError: there is one.
+    """
+    rest = [values]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, Mapping):
+            path = value.get("path")
+            if isinstance(path, str) and _is_address(path):
+                raise ValueError(NOT_FETCHED)
+            rest.extend(value.values())
+        elif isinstance(value, list | tuple):
+            rest.extend(value)
+
+
+class NoFetching:
+    """Middleware that refuses files given as web addresses, which Gradio would fetch and hand on to whoever asks.
+
+    Args:
+        app: what it stands before.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            _, _, file = scope["path"].partition("/file=")
+            if _is_address(file):
+                await JSONResponse({"error": NOT_FETCHED}, status_code=403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def _is_address(path: str) -> bool:
+    return path.lstrip(" /")[:8].casefold().startswith(("http:", "https:"))
 
 
 def _check_size(size: int) -> None:

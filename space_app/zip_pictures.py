@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ CHUNK = 1 << 20
 RATIO_FROM = 1 << 20  # bytes; smaller files may be packed as tightly as they like
 MAX_NAME = 200  # characters of one part of a path
 MAX_DEPTH = 8
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may ask for any memory to unpack
 
 
 class ZipLimits(Protocol):
@@ -49,7 +51,7 @@ def unpack(archive: Path, folder: Path, limits: ZipLimits) -> list[tuple[int, st
                 raise ValueError(f"{archive.name}: {len(entries):,} files; give a ZIP of at most {limits.files:,}")
             _refuse_bombs(archive.name, entries, limits)
             for number, entry in enumerate(entries):
-                if entry.is_dir():
+                if entry.filename.endswith("/"):  # of a folder
                     continue
                 if reason := _reason_against(entry):
                     refused.append((number, f"{archive.name}: {_shown(entry.filename)}: {reason}"))
@@ -59,10 +61,10 @@ def unpack(archive: Path, folder: Path, limits: ZipLimits) -> list[tuple[int, st
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with opened.open(entry) as source, open(target, "xb") as file:  # never over the size it names
                         shutil.copyfileobj(source, file, CHUNK)
-                except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+                except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
                     target.unlink(missing_ok=True)
                     refused.append((number, f"{archive.name}: {_shown(entry.filename)}: cannot be unpacked ({error})"))
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, UnicodeDecodeError, struct.error, OSError, NotImplementedError) as error:
         raise ValueError(f"{archive.name}: cannot be read as a ZIP ({error}); pack it again") from error
     return refused
 
@@ -88,8 +90,12 @@ def _reason_against(entry: zipfile.ZipInfo) -> str:
         return "its name leads out of the ZIP; pack the files with plain names"
     if len(parts) > MAX_DEPTH or any(len(part.encode()) > MAX_NAME for part in parts) or not name.isprintable():
         return f"over {MAX_DEPTH} folders deep, or a name that is too long or cannot be printed; rename it"
+    if not parts:
+        return "it has no name; give it one"
     if entry.flag_bits & 1:
         return "packed with a password; pack it without"
+    if entry.compress_type not in PACKED:
+        return "packed in an unusual way; pack it with Deflate"
     if parts[0] == "__MACOSX" or any(part.startswith(".") for part in parts):
         return "a hidden file is left out"
     if not name.casefold().endswith((*IMAGE_SUFFIXES, *TABLE_SUFFIXES)):

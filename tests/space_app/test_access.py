@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -60,3 +62,18 @@ def test_options_from_the_environment(monkeypatch):
     monkeypatch.setenv("MOON2_MCP", "1")
     options = SpaceOptions.from_environment()
     assert options.models == ("runs/a", "owner/b") and options.admin_token == TOKEN and options.mcp_server
+
+
+def test_how_long_a_comparison_takes_tells_nothing_of_the_token(monkeypatch):
+    compared = []
+
+    def compare(*pair, real=hmac.compare_digest):
+        compared.append(pair)
+        return real(*pair)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for given in ("a token of some lengtH", "a", "", "\ud800", 5, None):
+        with pytest.raises(PermissionError):
+            check_token(TOKEN, given)
+    check_token(TOKEN, f" {TOKEN} ")
+    assert len(compared) == 7

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import os
+import socket
 import struct
 import zipfile
 import zlib
@@ -231,3 +232,45 @@ def test_rows_of_the_hub_name_no_files_of_this_machine(tmp_path, scratch, make_i
     products, errors = read(f"hf:{folder}", scratch)
     assert [len(product["images"]) for product in products] == [0, 0, 0, 1]
     assert len(errors) == 3 and not any(error.dropped for error in errors)
+
+
+def test_a_damaged_gzip_file_is_told(upload, scratch):
+    data = bytearray(gzip.compress(b"id,title\n" + os.urandom(3000).hex().encode()))
+    data[200:220] = bytes(20)
+    (upload / "shop.csv.gz").write_bytes(data)
+    with pytest.raises(ValueError, match="shop.csv.gz: cannot be read"):
+        CatalogueSource(upload / "shop.csv.gz", scratch)
+
+
+@pytest.mark.parametrize("start", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", "＝1", "＋1", "－1", "＠x"])
+def test_what_a_spreadsheet_would_compute_is_a_text(start):
+    text = errors_as_csv([RowError(3, start, f"{start} is wrong")])
+    (row,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert row["product_id"] == f"'{start}" and row["message"].startswith(f"'{start}")
+
+
+ADDRESSES = ("http://169.254.169.254/latest/meta-data", "https://127.0.0.1/a.jpg", "HTTP://shop.example/a.jpg",
+             "ftp://10.0.0.1/a.jpg", "//10.0.0.1/a.jpg", "\\\\10.0.0.1\\a.jpg", "file://10.0.0.1/a.jpg")  # fmt: skip
+
+
+@pytest.fixture
+def connections(monkeypatch):
+    """What was asked for over the network, which nothing is."""
+    asked = []
+
+    def refuse(*place, **options):
+        asked.append(place)
+        raise OSError("no network in a test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return asked
+
+
+def test_no_connection_is_opened_for_a_row(upload, scratch, connections):
+    rows = "".join(f"{n},Mug,{address}\n" for n, address in enumerate(ADDRESSES))
+    (upload / "shop.csv").write_text("id,title,image_url\n" + rows)
+    products, errors = read(upload / "shop.csv", scratch, columns={"images": "image_url"})
+    assert len(products) == len(errors) == len(ADDRESSES) and not any(product["images"] for product in products)
+    assert sum("URLs are not fetched" in error.message for error in errors) == 4
+    assert connections == []

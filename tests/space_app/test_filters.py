@@ -96,3 +96,15 @@ def test_wrong_filters_are_refused():
         Filters(attributes={"colour": ["red"] * 101})
     with pytest.raises(ValueError, match="no value for attribute 'colour'"):
         Filters(attributes={"colour": []})
+
+
+def test_what_is_no_list_of_texts_is_refused():
+    cases = [({"category": 5}, "'category' is given int"), ({"attributes": {"colour": 3}}, "is given int"),
+             ({"attributes": ["colour"]}, "no mapping"), ({"attributes": {"a": {"b": 1}}}, "given dict")]  # fmt: skip
+    for wrong, told in cases:
+        with pytest.raises(ValueError, match=told):
+            Filters(**wrong)
+
+
+def test_halves_of_surrogate_pairs_find_nothing_and_break_nothing(table):
+    assert found(table, Filters(["\ud800"], {"\udfff": "\ud800x"})) == []

@@ -62,6 +62,13 @@ def test_a_row_that_cannot_be_read_now_is_not_pruned(run, saved_model, catalogue
     assert sorted(table(tmp_path).ids()) == ["1", "2"]
 
 
+def test_a_catalogue_over_the_limit_of_rows_prunes_nothing(run, saved_model, catalogue, tmp_path):
+    run(catalogue, "--model", saved_model)
+    printed = run(catalogue, "--prune", "true", "--max_rows", "2")
+    assert "nothing deleted, for the catalogue was not read to its end; raise --max_rows" in printed
+    assert sorted(table(tmp_path).ids()) == ["1", "2", "4"]
+
+
 def test_another_model_needs_a_reindex(run, saved_model, catalogue, tiny_config, tmp_path):
     torch.manual_seed(1)
     for part in build_mini(tiny_config, ["navy mug", "red shoes"] * 20):

@@ -9,6 +9,7 @@ import pytest
 
 from moon2_space import live_catalogue
 from moon2_space.catalogue_folder import CatalogueFolder
+from moon2_space.catalogue_source import Limits
 from moon2_space.live_catalogue import LiveCatalogue, model_name
 
 
@@ -39,6 +40,15 @@ def test_what_cannot_be_read_deletes_nothing(catalogue, tmp_path):
     assert job.wait(60) and len(catalogue.now.index) == 24
     job = catalogue.start_add(tmp_path / "absent.csv", replace_all=True)
     assert job.wait(60) and job.state == "failed" and "no such file" in job.message and len(catalogue.now.index) == 24
+
+
+def test_a_catalogue_that_is_over_the_limit_of_rows_deletes_nothing(models, shop, tmp_path):
+    folder = CatalogueFolder(tmp_path / "data")
+    catalogue = LiveCatalogue.open(folder, models[0], limits=Limits(rows=1))
+    catalogue.put(shop.products.select(range(2)).to_list())
+    job = catalogue.start_add(csv(tmp_path, "Green kettle", "Grey kettle"), replace_all=True)
+    assert job.wait(60) and job.message.endswith("nothing deleted, for the catalogue was not read to its end")
+    assert len(catalogue.now.index) == 3 and "over 1 rows" in job.errors[0].message
 
 
 def test_a_cancelled_addition_deletes_nothing(catalogue, tmp_path, monkeypatch):

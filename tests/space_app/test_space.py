@@ -364,6 +364,47 @@ def test_no_path_is_read_that_was_not_uploaded(call, space, tmp_path):
             urllib.request.urlopen(f"{space.url}gradio_api/file={path}")
 
 
+@pytest.fixture
+def fetched(monkeypatch):
+    """Addresses that Gradio would have fetched."""
+    addresses = []
+
+    async def fetch(url, cache_dir):
+        addresses.append(url)
+        raise OSError("nothing is fetched in a test")
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
+    return addresses
+
+
+@pytest.mark.parametrize("address", ["http://169.254.169.254/latest/meta-data", "https://shop.example/a.jpg"])
+@pytest.mark.parametrize("endpoint", ["search_image", "understand", "catalogue_add"])
+def test_no_address_is_fetched(call, space, fetched, endpoint, address):
+    arguments = {"search_image": [], "understand": ["mug"], "catalogue_add": [TOKEN]}[endpoint]
+    meta = {"_type": "gradio.FileData"}
+    for file in ({"path": address, "meta": meta}, {"path": "x", "url": address, "meta": meta}, {"url": address}):
+        body = json.dumps({"data": [*arguments, file]}).encode()
+        request = urllib.request.Request(
+            f"{space.url}gradio_api/call/{endpoint}", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{space.url}gradio_api/call/{endpoint}/{event}") as answer:
+            assert "event: error" in answer.read().decode()
+    assert fetched == []
+
+
+@pytest.mark.parametrize("address", ["https://shop.example/a.jpg", "http:%2F%2F169.254.169.254/x", "HTTPS://x/"])
+def test_no_address_is_fetched_and_handed_on(space, monkeypatch, address):
+    async def fetch(url, request):
+        pytest.fail(f"{url} was fetched")
+
+    monkeypatch.setattr("gradio.routes.secure_url_stream_response", fetch)
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(f"{space.url}gradio_api/file={address}")
+    assert error.value.code == 403 and "addresses are not fetched" in error.value.read().decode()
+
+
 def a_zip(entries):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

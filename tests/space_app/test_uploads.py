@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from moon2_space.uploads import MAX_PICTURE, uploaded_file, uploaded_picture
+from moon2_space.uploads import MAX_PICTURE, refuse_addresses, uploaded_file, uploaded_picture
 
 
 @pytest.fixture
@@ -53,3 +53,11 @@ def test_large_ones_are_refused(folder):
         uploaded_picture({"path": str(folder / "a" / "large.png")})
     with pytest.raises(ValueError, match="at most 20 MB"):
         uploaded_picture("data:image/png;base64," + "A" * (MAX_PICTURE * 4 // 3 + 8))
+
+
+def test_files_that_are_addresses_are_found_wherever_they_stand():
+    refuse_addresses([{"path": "/tmp/a.jpg", "url": "http://127.0.0.1:7860/file=/tmp/a.jpg"}, None, "http://x", 3])
+    for path in ("http://169.254.169.254/latest/meta-data", "https://shop.example/a.jpg", " HTTP://x/a.jpg"):
+        for sent in ({"path": path}, [[{"value": {"path": path, "meta": {"_type": "gradio.FileData"}}}]]):
+            with pytest.raises(ValueError, match="addresses are not fetched; download the file and upload it"):
+                refuse_addresses(sent)

@@ -94,3 +94,26 @@ def test_a_broken_picture_costs_only_itself(tmp_path, inside):
     archive.write_bytes(data)
     ((_, message),) = unpack(archive, inside, Limits())
     assert "a.jpg: cannot be unpacked" in message and everything(inside) == ["b.jpg"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "./"])
+def test_entries_without_a_name_are_left_out(tmp_path, inside, name):
+    entry = zipfile.ZipInfo("x")
+    entry.filename = name
+    archive = packed(tmp_path / "shop.zip", [(entry, b"x"), ("good.jpg", b"y")])
+    refused = unpack(archive, inside, Limits())
+    assert [message.rpartition(": ")[2] for _, message in refused] == ["it has no name; give it one"] * (name != "./")
+    assert everything(inside) == ["good.jpg"]
+
+
+@pytest.mark.parametrize("way", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_may_ask_for_any_memory_is_not_unpacked(tmp_path, inside, way):
+    ((_, message),) = unpack(packed(tmp_path / "shop.zip", [("a.jpg", b"x" * 100)], way), inside, Limits())
+    assert "pack it with Deflate" in message and everything(inside) == []
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path, inside):
+    archive = packed(tmp_path / "shop.zip", [("é.jpg", b"x")])
+    archive.write_bytes(archive.read_bytes().replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(ValueError, match="shop.zip: cannot be read as a ZIP"):
+        unpack(archive, inside, Limits())
