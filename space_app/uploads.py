@@ -40,7 +40,9 @@ def uploaded_picture(upload: Upload) -> bytes | None:
     """
     if not upload:
         return None
-    address = upload if isinstance(upload, str) else upload.get("url") or ""
+    if not isinstance(upload, Mapping | str):
+        raise ValueError(f"the picture is a {type(upload).__name__}; give an upload or a data:image/…;base64 address")
+    address = upload if isinstance(upload, str) else str(upload.get("url") or "")
     if address.startswith("data:"):
         head, _, body = address.partition(",")
         if not head.endswith(";base64"):

@@ -242,7 +242,8 @@ def load_any_encoder(
         return DualEncoder(model.to(device), processor, batch_size)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise ValueError(
-            f"{model_id}: cannot be loaded ({error}); give a complete folder or repository with weights in safetensors"
+            f"{model_id}: cannot be loaded ({' '.join(str(error).split())[:300]}); give a complete folder or "
+            "repository with weights in safetensors"
         ) from error
 
 

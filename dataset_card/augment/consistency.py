@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
@@ -60,10 +62,10 @@ class Scorer:
                 raise ValueError(f"it is a {config.model_type} model")
             self.model = AutoModel.from_pretrained(model_id, trust_remote_code=True, use_safetensors=True).eval()
             self.processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
             raise ValueError(
-                f"scorer {model_id}: cannot be used ({error}); give a folder or Hub id of a MOON2.0 model or of a "
-                f"dual encoder ({', '.join(DUAL_ENCODERS)})"
+                f"scorer {model_id}: cannot be used ({' '.join(str(error).split())[:300]}); give a folder or Hub id "
+                f"of a MOON2.0 model or of a dual encoder ({', '.join(DUAL_ENCODERS)}), with weights in safetensors"
             ) from error
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from pickle import UnpicklingError
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from .model_failures import ModelFailures
 
@@ -56,7 +58,7 @@ class DiffusersEditor:
             pipeline = DiffusionPipeline.from_pretrained(
                 model_id, torch_dtype=getattr(torch, dtype), use_safetensors=True
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
             raise ValueError(
                 f"editor {model_id}: cannot be loaded ({' '.join(str(error).split())}); give a folder or Hub id of a "
                 "diffusers pipeline"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
 
 from .model_failures import ModelFailures
 
@@ -241,7 +243,7 @@ class Segmenter:
         try:
             self.processor = AutoImageProcessor.from_pretrained(model_id, trust_remote_code=False)
             model = AutoModelForSemanticSegmentation.from_pretrained(model_id, use_safetensors=True)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
             raise ValueError(
                 f"segmenter {model_id}: cannot be loaded ({' '.join(str(error).split())}); give a folder or Hub id "
                 "that AutoModelForSemanticSegmentation loads"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
@@ -55,7 +57,7 @@ class VisionLanguageModel:
             self.processor = load_processor(model_id)
             dtype = _dtype(dtype, self.device)
             model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, use_safetensors=True)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
             raise ValueError(
                 f"{model_id}: cannot be loaded as an image-text-to-text model ({error}); give a folder or Hub id that "
                 "AutoModelForImageTextToText and AutoProcessor load"

@@ -30,6 +30,11 @@ def test_nothing_else_is(folder, tmp_path):
                  str(folder), str(folder / "a" / "absent.png"), "", None, 3):  # fmt: skip
         with pytest.raises(ValueError, match="the file was not uploaded here"):
             uploaded_file({"path": path})
+    for wrong in (True, 5, ["a.png"]):
+        with pytest.raises(ValueError, match="give an upload"):
+            uploaded_picture(wrong)
+    with pytest.raises(ValueError, match="the file was not uploaded here"):
+        uploaded_picture({"url": ["data:"]})
     with pytest.raises(ValueError, match="paths and links are not followed"):
         uploaded_picture("/etc/passwd")
     with pytest.raises(ValueError, match="paths and links are not followed"):

@@ -8,6 +8,7 @@ import pickle
 import shutil
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from moon2_dataset.augment.consistency import Scorer
@@ -15,6 +16,7 @@ from moon2_training.adapt import load_base
 from moon2_training.bundle import make_bundle
 from moon2_training.convert import ConvertArguments, convert
 from moon2_training.encode import load_encoder
+from moon2_training.hub_folder import save_hub_folder
 from moon2_training.peer_encoders import load_any_encoder
 from moon2_training.plain_files import plain_checkpoint, plain_weights
 from moon2_training.push import check_folder
@@ -44,12 +46,13 @@ def marker(tmp_path):
 
 
 @pytest.fixture
-def folder(saved_model, tmp_path, marker):
-    """A saved model whose weights are a pickle."""
-    folder = shutil.copytree(saved_model, tmp_path / "hostile")
+def folder(tiny, tmp_path, marker):
+    """A whole folder of a model whose weights are a pickle."""
+    folder = tmp_path / "hostile"
+    save_hub_folder(folder, *tiny)
     (folder / "model.safetensors").unlink()
     for name in PICKLES:
-        (folder / name).write_bytes(pickle.dumps(Hostile(marker)))
+        torch.save({"weight": Hostile(marker)}, folder / name)
     return folder
 
 
@@ -94,7 +97,7 @@ def test_a_pickle_as_a_dense_source_is_refused(tmp_path, marker):
     source.mkdir()
     (source / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
     for name in PICKLES:
-        (source / name).write_bytes(pickle.dumps(Hostile(marker)))
+        torch.save({"weight": Hostile(marker)}, source / name)
     with pytest.raises(ValueError, match="Pickles .* could run code and are not read"):
         convert(ConvertArguments(str(source), str(tmp_path / "out")), progress=False)
     with pytest.raises(ValueError, match="Pickles .* could run code and are not read"):
@@ -118,7 +121,8 @@ def stopped(saved_shop, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
     arguments = ["--products", str(saved_shop / "products-train-*.parquet"),
                  "--queries", str(saved_shop / "queries-train.parquet"), "--output_dir", str(out),
-                 "--per_device_train_batch_size", "2", "--save_steps", "1", "--disable_tqdm", "--use_cpu",
+                 "--per_device_train_batch_size", "2", "--save_steps", "1", "--disable_tqdm", "true",
+                 "--use_cpu", "true",
                  "--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2",
                  "--vision_depth", "2", "--moe_intermediate_size", "16",
                  "--vision_hidden_size", "32", "--image_size", "32"]  # fmt: skip
@@ -126,13 +130,15 @@ def stopped(saved_shop, tmp_path_factory):
     return arguments, out / "checkpoint-1"
 
 
+@pytest.mark.parametrize("write", [torch.save, lambda value, file: file.write_bytes(pickle.dumps(value))],
+                         ids=["of torch", "plain"])  # fmt: skip
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
-def test_a_checkpoint_with_a_hostile_pickle_is_not_resumed(name, stopped, marker, tmp_path):
+def test_a_checkpoint_with_a_hostile_pickle_is_not_resumed(name, write, stopped, marker, tmp_path):
     arguments, checkpoint = stopped
     hostile = shutil.copytree(checkpoint, tmp_path / "checkpoint-1")
     if name == "pytorch_model.bin":
         (hostile / "model.safetensors").unlink()
-    (hostile / name).write_bytes(pickle.dumps(Hostile(marker)))
+    write(Hostile(marker), hostile / name)
     with pytest.raises(ValueError, match="checkpoint-1: a file of this checkpoint holds more than tensors"):
         train([*arguments, "--max_steps", "2", "--resume_from_checkpoint", str(hostile)])
 
