@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from trl import TrlParser
 
-MAX_BYTES = 1 << 16  # of a recipe
+MAX_BYTES = 1 << 15  # of a recipe
 ENVIRONMENT = "env"
 _PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
 

@@ -16,6 +16,7 @@ from .patches_moon2 import makes_patches, picture_patches
 
 MAX_ASPECT_RATIO = 200
 ORIENTATION, UPRIGHT = ExifTags.Base.Orientation, 1
+MAX_TOKEN_CHARACTERS = 256  # what is beyond so many for every token cannot be among those that are kept
 MAX_PIXELS = 50_000_000  # of an image that is decoded whole
 # Of what Pillow reads: none that starts another program, as EPS does, or that hardly a photo is kept in.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "PPM")
@@ -245,9 +246,9 @@ class Moon2Processor(ProcessorMixin):
             counts = iter((grids.prod(-1) // self.image_processor.merge_size**2).tolist())
             image_tokens = [[next(counts) for _ in item_images] for item_images in image_lists]
 
-        token_ids, token_fields = self._tokenize(texts)
         if max_length is None:
             max_length = kwargs.get("text_kwargs", {}).get("max_length") or self.tokenizer.model_max_length
+        token_ids, token_fields = self._tokenize(texts, MAX_TOKEN_CHARACTERS * max(0, max_length))
         rows, row_fields = [], []
         for item, (counts, ids, fields) in enumerate(zip(image_tokens, token_ids, token_fields, strict=True)):
             prefix = [
@@ -335,9 +336,11 @@ class Moon2Processor(ProcessorMixin):
             cleaned.append((field, part))
         return cleaned
 
-    def _tokenize(self, texts: list[list[tuple[str, str]]]) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids of every text's joined fields, and the index of each token's field in TEXT_FIELDS."""
-        present = [FIELD_SEPARATOR.join(part for _, part in parts) for parts in texts if parts]
+    def _tokenize(
+        self, texts: list[list[tuple[str, str]]], characters: int
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of the first characters of every text's joined fields, and each token's field in TEXT_FIELDS."""
+        present = [FIELD_SEPARATOR.join(part for _, part in parts)[:characters] for parts in texts if parts]
         # `verbose` would warn of long texts, which are cut later
         options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
         encoded = self.tokenizer(present, **options) if present else {}

@@ -71,7 +71,7 @@ def test_a_recipe_is_taken_and_flags_go_first(parse, monkeypatch):
         (b"place: " + b"[" * 5_000, "cannot be read as YAML"),
         (b"a: &a {x: 1}\nb:\n  <<: [*a, *a]\n", "mappings are not merged; write every option out"),
         (b"place: \xff\xfe\n", "cannot be read .* write it as UTF-8"),
-        (b"#" * (MAX_BYTES + 1), "over 64 kB is no recipe"),
+        (b"#" * (MAX_BYTES + 1), "over 32 kB is no recipe"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(parse, recipe, told):

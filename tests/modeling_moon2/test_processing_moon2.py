@@ -229,3 +229,17 @@ def test_fields_of_another_form_are_named(tiny_processor, text, told):
 def test_a_text_that_is_none_is_refused(tiny_processor):
     with pytest.raises(ValueError, match="text is int; give a str, or a list with one for every item"):
         tiny_processor(text=5)
+
+
+def test_of_a_text_without_end_only_what_can_be_kept_is_tokenized(tiny_processor, monkeypatch):
+    kind, lengths = type(tiny_processor.tokenizer), []
+
+    def recorded(tokenizer, texts, real=kind.__call__, **options):
+        lengths.extend(map(len, texts))
+        return real(tokenizer, texts, **options)
+
+    short = tiny_processor(text=[{"title": "red mug " * 500, "category": "mug"}], max_length=20)
+    monkeypatch.setattr(kind, "__call__", recorded)
+    long = tiny_processor(text=[{"title": "red mug " * 50_000, "category": "mug"}], max_length=20)
+    assert torch.equal(long["input_ids"], short["input_ids"]) and long["input_ids"].shape == (1, 20)
+    assert max(lengths) <= 20 * 256

@@ -352,7 +352,7 @@ def test_no_path_is_read_that_was_not_uploaded(call, space, tmp_path):
     Image.new("RGB", (40, 40)).save(secret)
     for path in (str(secret), "/etc/passwd", str(space.data_dir / "catalogue.json")):
         for payload in ({"path": path}, {"path": path, "meta": {"_type": "gradio.FileData"}, "url": path}):
-            body = json.dumps({"data": [payload]}).encode()
+            body = json.dumps({"data": [payload, 3, "", None]}).encode()
             request = urllib.request.Request(
                 f"{space.url}gradio_api/call/search_image", body, {"Content-Type": "application/json"}
             )
@@ -380,10 +380,11 @@ def fetched(monkeypatch):
 @pytest.mark.parametrize("address", ["http://169.254.169.254/latest/meta-data", "https://shop.example/a.jpg"])
 @pytest.mark.parametrize("endpoint", ["search_image", "understand", "catalogue_add"])
 def test_no_address_is_fetched(call, space, fetched, endpoint, address):
-    arguments = {"search_image": [], "understand": ["mug"], "catalogue_add": [TOKEN]}[endpoint]
+    before, behind = {"search_image": ([], [3, "", None]), "understand": (["mug"], [3]),
+                      "catalogue_add": ([TOKEN], ["", False, True])}[endpoint]  # fmt: skip
     meta = {"_type": "gradio.FileData"}
     for file in ({"path": address, "meta": meta}, {"path": "x", "url": address, "meta": meta}, {"url": address}):
-        body = json.dumps({"data": [*arguments, file]}).encode()
+        body = json.dumps({"data": [*before, file, *behind]}).encode()
         request = urllib.request.Request(
             f"{space.url}gradio_api/call/{endpoint}", body, {"Content-Type": "application/json"}
         )
