@@ -26,8 +26,12 @@ def uploaded_file(upload: Mapping[str, Any]) -> Path:
     """
     path = upload.get("path")
     folder = Path(get_upload_folder()).resolve()
-    file = Path(path).resolve() if isinstance(path, str) and path else folder
-    if folder not in file.parents or not file.is_file():
+    try:
+        file = Path(path).resolve() if isinstance(path, str) and path else folder
+        is_there = folder in file.parents and file.is_file()
+    except (OSError, ValueError):  # no name at all: half of a surrogate pair, a NUL in it, too long
+        is_there = False
+    if not is_there:
         raise ValueError("the file was not uploaded here; upload it, then give what the upload answers")
     return file
 

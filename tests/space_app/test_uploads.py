@@ -27,7 +27,8 @@ def test_nothing_else_is(folder, tmp_path):
     secret.write_text("secret")
     (folder / "a" / "link.png").symlink_to(secret)
     for path in (str(secret), "/etc/passwd", str(folder / ".." / "secret.txt"), str(folder / "a" / "link.png"),
-                 str(folder), str(folder / "a" / "absent.png"), "", None, 3):  # fmt: skip
+                 str(folder), str(folder / "a" / "absent.png"), "", None, 3, "\ud800", "a\0b",
+                 str(folder / ("x" * 300))):  # fmt: skip
         with pytest.raises(ValueError, match="the file was not uploaded here"):
             uploaded_file({"path": path})
     for wrong in (True, 5, ["a.png"]):
