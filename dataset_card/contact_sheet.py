@@ -11,6 +11,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from .shards import write_bytes
+
 MAX_WIDTH = 1600  # pixels
 MAX_BYTES = 1_000_000
 LARGEST_CELL, SMALLEST_CELL = 180, 56  # side of the square that holds a picture, pixels
@@ -40,9 +42,7 @@ def contact_sheet(rows: Sequence[SheetRow], path: str | os.PathLike, title: str)
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(_fitting(rows, title))
-    part.replace(path)
+    write_bytes(path, _fitting(rows, title))
 
 
 def _fitting(rows: Sequence[SheetRow], title: str) -> bytes:

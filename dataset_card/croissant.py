@@ -14,6 +14,7 @@ from huggingface_hub import DatasetCard, constants
 
 from .card import MEANINGS
 from .hub_card import CARD, load_card, without_path
+from .shards import write_text
 from .table_statistics import data_files, file_pattern, table_features
 
 CROISSANT = "croissant.json"
@@ -71,9 +72,7 @@ def write_croissant(folder: str | os.PathLike, dataset_id: str | None = None) ->
     """
     folder = Path(folder)
     path = folder / CROISSANT
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(croissant(folder, dataset_id), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(croissant(folder, dataset_id), indent=2, ensure_ascii=False) + "\n")
     return path
 
 

@@ -429,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _write(table: Dataset, path: Path) -> None:
     """Write a table whole or not at all."""
     unfinished = path.with_name(f".{path.name}.part")
-    table.to_parquet(unfinished)
+    table.to_parquet(unfinished, write_page_checksum=True)
     unfinished.replace(path)
 
 

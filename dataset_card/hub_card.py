@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import yaml
 from huggingface_hub import CardData, RepoCard
 
+from .shards import write_bytes
+
 CARD = "README.md"
 MARKER = "<!-- moon2 card "  # followed by the digest of all that stands above: a card that differs was edited
 
@@ -40,9 +42,7 @@ def write_card(path: Path, card: RepoCard, renew: Callable[[CardData, CardData],
     else:
         content = f"{card}\n"
         content += f"{MARKER}{_digest(content)} -->\n"
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content.encode())  # as bytes, so that the line ends of an edited card stay as they are
-    part.replace(path)
+    write_bytes(path, content.encode())  # as bytes, so that the line ends of an edited card stay as they are
 
 
 def load_card(path: Path, kind: type[RepoCard]) -> RepoCard:

@@ -95,7 +95,9 @@ class ParquetPart:
 
     def _open(self) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(self.path, filesystem=self.files, memory_map=self.files is None)
+            return pq.ParquetFile(
+                self.path, filesystem=self.files, memory_map=self.files is None, page_checksum_verification=True
+            )
         except (pa.ArrowException, OSError) as error:
             raise SchemaError(f"{self.name}: cannot be read as Parquet ({error}); write the file again") from error
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from .disk_errors import naming
 from .rows import Names, SchemaError
 from .schema import (
     conform_products,
@@ -225,7 +226,7 @@ def _cached(file: Path, label: str, conform: Conform) -> Path:
         tables = _conformed(source, label, conform)
         first = next(tables)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with naming(target), tempfile.TemporaryDirectory(dir=folder) as scratch:
             part = Path(scratch) / target.name
             with pa.ipc.new_stream(part, first.schema) as stream:
                 stream.write_table(first)
@@ -237,7 +238,7 @@ def _cached(file: Path, label: str, conform: Conform) -> Path:
 
 def _conformed(source: Path, label: str, conform: Conform) -> Iterator[pa.Table]:
     try:
-        parquet = pq.ParquetFile(source, memory_map=True)
+        parquet = pq.ParquetFile(source, memory_map=True, page_checksum_verification=True)
         kept = pa.schema([(field.name, plain_type(field.type)) for field in parquet.schema_arrow])
         yield conform(parquet.schema_arrow.empty_table().cast(kept), label)
         for batch in parquet.iter_batches(_BATCH_ROWS):

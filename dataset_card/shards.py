@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -11,6 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from .disk_errors import naming
 
 EXAMPLES = 3  # kept of every reason
 GROUP_ROWS, GROUP_BYTES = 1000, 32 << 20
@@ -53,6 +56,8 @@ class Tally:
 class ShardWriter:
     """Write one Parquet file; until `close` it has another name, so a file with its own name is whole.
 
+    Its pages have checksums, which readers compare where they are asked to, as all of this package do.
+
     Args:
         path: of the file; one that is there is replaced.
         schema: of the rows.
@@ -62,21 +67,24 @@ class ShardWriter:
     def __init__(self, path: Path, schema: pa.Schema, **options: Any) -> None:
         self.path, self.schema = path, schema
         self.part = part_of(path)
-        self.writer = pq.ParquetWriter(self.part, schema, **options)
+        with naming(path):
+            self.writer = pq.ParquetWriter(self.part, schema, write_page_checksum=True, **options)
         self.row_groups = 0
 
     def write(self, table: pa.Table) -> None:
         """Write a table as one row group; one without rows leaves no trace."""
         if len(table):
-            self.writer.write_table(table.cast(self.schema), row_group_size=len(table))
+            with naming(self.path):
+                self.writer.write_table(table.cast(self.schema), row_group_size=len(table))
             self.row_groups += 1
 
     def close(self, notes: Mapping[str, Any] | None = None) -> None:
         """Finish the file, with `notes` in its footer for `read_notes`."""
         if notes is not None:
             self.writer.add_key_value_metadata({_NOTES: json.dumps(notes)})
-        self.writer.close()
-        self.part.replace(self.path)
+        with naming(self.path):
+            self.writer.close()
+        put_in_place(self.part, self.path)
 
 
 class Shards:
@@ -149,8 +157,22 @@ def part_of(path: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    part_of(path).write_text(text, encoding="utf-8")
-    part_of(path).replace(path)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with naming(path):
+        part_of(path).write_bytes(content)
+    put_in_place(part_of(path), path)
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Give a finished file its name once its bytes are on the disk, so that it is whole after a loss of power too."""
+    with naming(path):
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
 
 
 def read_notes(path: Path) -> dict[str, Any]:

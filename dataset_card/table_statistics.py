@@ -283,7 +283,7 @@ def _batches(files: Sequence[Path], kind: str) -> Iterator[pa.Table]:
     known = SCHEMAS[kind][1]
     for file in files:
         try:
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 labels = {column.name for column in parquet.schema_arrow if _is_label(column.type)}
                 leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
                 light = {leaf.partition(".")[0] for leaf in leaves if not leaf.endswith(".bytes")}

@@ -18,6 +18,7 @@ from lancedb.index import FTS, BTree
 from lancedb.query import AsyncFTSQuery, AsyncVectorQuery, MatchQuery
 from lancedb.table import AsyncTable
 
+from moon2_training.checksums import lance_checksums, lance_files
 from moon2_training.encode import VIEWS, Encoder, encoder_fingerprint
 from moon2_training.evaluate import AnyEncoder
 from moon2_training.vector_columns import VECTOR_COLUMNS, vector_column
@@ -186,8 +187,7 @@ class CatalogueIndex(ProductTable):
                         progress(counts["done"], total)
             finally:
                 unwritten.write()
-            if counts["added"] or counts["replaced"]:
-                self._refresh()
+            self._refresh(bool(counts["added"] or counts["replaced"]))
         return Changes(
             counts["added"], counts["replaced"], counts["unchanged"], counts["encoded"], tuple(errors), cancelled
         )
@@ -207,8 +207,7 @@ class CatalogueIndex(ProductTable):
                 self._table.delete(col("product_id").isin(ids[start : start + IDS_AT_ONCE])).num_deleted_rows
                 for start in range(0, len(ids), IDS_AT_ONCE)
             )
-            if deleted:
-                self._refresh()
+            self._refresh(bool(deleted))
         return deleted
 
     def nearest(
@@ -363,8 +362,9 @@ class CatalogueIndex(ProductTable):
             row[vector_column("image")] = views.image[place] if views.has_image[place] else None
             row[vector_column("multimodal")] = views.multimodal[place]
 
-    def _refresh(self) -> None:
-        """Bring the indexes of the table up to what was written, and make those that are due.
+    def _refresh(self, is_changed: bool) -> None:
+        """Bring the indexes of the table up to what was written, and make those that are due, or that a run which was
+        killed has left out.
 
         What partitions have not taken in is compared one by one, and every time they take in something, however
         little, all later searches look into one segment more; so neither is done for every addition.
@@ -372,18 +372,22 @@ class CatalogueIndex(ProductTable):
         there = {name for index in self._table.list_indices() for name in index.columns}
         ann = self.manifest["ann"]
         is_due = len(self) > self.ann_from and (ann is None or is_outgrown(self._table, ann))
+        lacking = {"title", "product_id", "category_key"} - there if len(self) else set()
+        is_listed = self.manifest["files"].keys() == lance_files(self.files).keys()
+        if not (is_changed or is_due or lacking) and is_listed:
+            return
         if is_due or ann is None or is_scattered(self._table):
             self._table.optimize(cleanup_older_than=OLD_VERSIONS)  # first: it moves rows, and indexes after them
-        if len(self) and "title" not in there:
+        if "title" in lacking:
             self._table.create_index("title", config=FTS(base_tokenizer="icu", remove_stop_words=False))
-            self._table.create_index("product_id", config=BTree())
-        if len(self) and "category_key" not in there:
-            self._table.create_index("category_key", config=BTree())
+        for column in sorted(lacking - {"title"}):
+            self._table.create_index(column, config=BTree())
         if is_due:
             self.manifest["ann"] = build_ann(self._table, {view: vector_column(view) for view in VIEWS}, SEARCHES)
         self._write_manifest()
 
     def _write_manifest(self) -> None:
+        self.manifest["files"] = lance_checksums(self.files, self.manifest["files"])
         write_json(self.folder / MANIFEST, self.manifest)
 
 

@@ -72,11 +72,14 @@ class IndexArguments:
         metadata={"help": "What moon2 encode --views text image multimodal wrote with this encoder; products that are "
                   "unchanged since are not encoded again."},
     )  # fmt: skip
+    check: bool = field(
+        default=False, metadata={"help": "Compare all files of the index with their checksums, which reads it whole."}
+    )
     errors: str | None = field(default=None, metadata={"help": "CSV file to write all row errors to."})
 
     def __post_init__(self):
-        if not (self.catalogue or self.delete or self.reindex):
-            raise ValueError("nothing to do; give a catalogue, --delete ID or --reindex true")
+        if not (self.catalogue or self.delete or self.reindex or self.check):
+            raise ValueError("nothing to do; give a catalogue, --delete ID, --reindex true or --check true")
         if self.prune and not self.catalogue:
             raise ValueError("prune needs the catalogue that tells which products stay; give one")
         if self.vectors and not self.catalogue:
@@ -96,6 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parser.parse_args_and_config(argv)
     begin = time.perf_counter()
     folder = CatalogueFolder(data_folder(arguments.data_dir))
+    if arguments.check:
+        if (current := folder.current()) is None:
+            raise FileNotFoundError(f"{folder.folder}: no index there; make one with `moon2 index`")
+        print(f"{ProductTable(current).check():,} files in {current} are as they were written")
+        if not (arguments.catalogue or arguments.delete or arguments.reindex):
+            return
     index = open_with_model(folder, arguments.model, arguments.reindex)
     if arguments.delete:
         print(f"{index.delete(arguments.delete):,} products deleted")
@@ -128,6 +137,7 @@ def open_with_model(folder: CatalogueFolder, model: str | None, reindex: bool = 
     old = ProductTable(folder.current())
     if old.manifest["fingerprint"] == fingerprint:
         return folder.open(encoder, fingerprint)
+    old.check()  # all of it is read anyway
     with Bar("encode") as bar:
         return folder.reindex(old, encoder, name, fingerprint, bar.update)
 

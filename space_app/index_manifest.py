@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moon2_dataset.disk_errors import naming
+from moon2_dataset.shards import put_in_place
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 
@@ -20,15 +23,16 @@ def new_manifest(model: str, fingerprint: str, dimension: int) -> dict[str, Any]
         fingerprint: of the encoder.
         dimension: of its vectors.
     """
-    return {"format": FORMAT, "model": model, "fingerprint": fingerprint, "dimension": dimension, "ann": None}
+    made_with = {"model": model, "fingerprint": fingerprint, "dimension": dimension}
+    return {"format": FORMAT, **made_with, "ann": None, "files": {}}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of an index.
 
     Returns:
-        {"format", "model", "fingerprint", "dimension", "ann"}; the last is None where search is exact, else what
-        `build_ann` measured.
+        {"format", "model", "fingerprint", "dimension", "ann", "files"}; "ann" is None where search is exact, else what
+        `build_ann` measured; "files" are the checksums of the table's files, none in what an earlier version made.
 
     Raises:
         FileNotFoundError: there is no index.
@@ -40,8 +44,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = manifest["format"]
+        manifest.setdefault("files", {})
         missing = new_manifest("", "", 0).keys() - manifest.keys()
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged ({error!r}); index the catalogue again") from error
     if found != FORMAT:
         raise ValueError(f"{path}: format {found}, this version reads {FORMAT}; index the catalogue again")
@@ -53,8 +58,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that is there whole, or as it was before: under another name first, then renamed."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    with naming(path):
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    put_in_place(part, path)
 
 
 class OtherEncoderError(ValueError):

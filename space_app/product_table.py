@@ -18,6 +18,8 @@ from lancedb.expr import Expr, col
 from lancedb.query import AsyncQuery
 from lancedb.table import AsyncTable
 
+from moon2_dataset.disk_errors import naming
+from moon2_training.checksums import check_lance
 from moon2_training.vector_columns import vector_column
 
 from .index_manifest import read_manifest
@@ -53,14 +55,15 @@ class ProductTable:
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
-        self.folder = folder
+        self.folder, self.files = folder, folder / f"{TABLE}.lance"
         self.manifest = read_manifest(folder) if manifest is None else manifest
         self._lock = FileLock(folder / ".lock")
         session = lancedb.Session()
         database = lancedb.connect(folder, read_consistency_interval=FRESHNESS, session=session)
         schema = row_schema(self.manifest["dimension"])
-        self._table = database.create_table(TABLE, schema=schema, exist_ok=True)
-        self._reader = TableReader(folder, TABLE, session)
+        with naming(folder):
+            self._table = database.create_table(TABLE, schema=schema, exist_ok=True)
+            self._reader = TableReader(folder, TABLE, session)
         self._facets: tuple[int, Facets] | None = None
 
     def __len__(self) -> int:
@@ -70,6 +73,18 @@ class ProductTable:
     def version(self) -> int:
         """A number that changes whenever the table does."""
         return self._table.version
+
+    def check(self) -> int:
+        """Compare all files of the table with their checksums; it is read whole, so `open` does not.
+
+        Returns:
+            How many files there are.
+
+        Raises:
+            ValueError: one is damaged; names it.
+        """
+        check_lance(self.files, self.manifest["files"], "index the catalogue again in another data folder")
+        return len(self.manifest["files"])
 
     def ids(self) -> list[str]:
         """The ids of all products."""
@@ -136,7 +151,7 @@ class ProductTable:
             ValueError: another writer is at work.
         """
         try:
-            with self._lock.acquire(timeout=-1 if wait else 0):
+            with naming(self.folder), self._lock.acquire(timeout=-1 if wait else 0):
                 self._table.checkout_latest()
                 yield
         except Timeout as error:

@@ -25,6 +25,8 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
     PreTrainedTokenizerFast,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -208,6 +210,28 @@ def saved_model(tiny, tmp_path_factory) -> Path:
     for part in tiny:
         part.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def save_dense(tiny, tmp_path_factory):
+    """Saves a random dense Qwen3-VL with the tiny processor's tokenizer; returns its folder and its bare model."""
+
+    def save(kind=Qwen3VLForConditionalGeneration, tied=False):
+        moon2, processor = tiny
+        text, vision = moon2.config.text_config.to_dict(), moon2.config.vision_config.to_dict()
+        text, vision = ({n: v for n, v in part.items() if n != "model_type"} for part in (text, vision))
+        names = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+        config = Qwen3VLConfig(text_config=text | {"tie_word_embeddings": tied}, vision_config=vision,
+                               tie_word_embeddings=tied, **{n: getattr(processor, n) for n in names})  # fmt: skip
+        torch.manual_seed(3)
+        model = kind(config).eval()
+        folder = tmp_path_factory.mktemp("source")
+        model.save_pretrained(folder, max_shard_size="100KB")
+        processor.image_processor.save_pretrained(folder)
+        processor.tokenizer.save_pretrained(folder)
+        return folder, getattr(model, "model", model)
+
+    return save
 
 
 @pytest.fixture(scope="session")

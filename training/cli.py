@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: The verb and its arguments; `sys.argv[1:]` if None.
 
     Returns:
-        Exit status: 0 done, 1 wrong input, 2 no such verb, 130 interrupted.
+        Exit status: 0 done, 1 wrong input or a disk that cannot be written, 2 no such verb, 130 interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     name, *rest = argv or ["--help"]
@@ -94,10 +94,18 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f'moon2 {name}: {error}; pip install "moon2[{VERBS[name].extra}]"', file=sys.stderr)
         return 1
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
         if os.environ.get("MOON2_TRACEBACK") == "1":
             raise
         print(f"moon2 {name}: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        from moon2_dataset.disk_errors import told_of_disk
+
+        told = told_of_disk(error)
+        if told is None or os.environ.get("MOON2_TRACEBACK") == "1":
+            raise
+        print(f"moon2 {name}: {told}", file=sys.stderr)
         return 1
     return 0
 

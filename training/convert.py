@@ -24,7 +24,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from modeling_moon2 import GUIDED_FIELDS, Moon2Config, Moon2Model, Moon2Processor
 from modeling_moon2.modeling_moon2 import INITIAL_TEMPERATURE
+from moon2_dataset.disk_errors import naming
 from moon2_dataset.recipe import RecipeParser
+from moon2_dataset.shards import part_of, put_in_place, write_text
 
 from .hub_folder import complete_hub_folder
 from .model_card import write_model_card
@@ -307,7 +309,7 @@ def convert(arguments: ConvertArguments, progress: bool = True) -> Path:
     """
     out = Path(arguments.out)
     unfinished = out.with_name(out.name + PARTIAL)
-    if out.exists():
+    if out.exists() and not (out / PLAN).is_file():
         raise FileExistsError(f"{out} exists; give another folder or remove it")
     folder = resolve_source(arguments.source)
     config = target_config(folder, arguments)
@@ -316,27 +318,41 @@ def convert(arguments: ConvertArguments, progress: bool = True) -> Path:
     processor = _processor(folder)
 
     plan = _plan(arguments, weights)
-    if unfinished.exists() and json.loads((unfinished / PLAN).read_text(encoding="utf-8")) != plan:
-        raise FileExistsError(f"{unfinished} holds an unfinished conversion of something else; remove it")
-    if not unfinished.exists():
-        unfinished.mkdir(parents=True)
-        (unfinished / PLAN).write_text(json.dumps(plan), encoding="utf-8")
-    try:
-        _write_weights(unfinished, groups, int(arguments.max_shard_gb * 1e9), progress)
-    except ValueError:
-        shutil.rmtree(unfinished)
-        raise
-    with torch.device("meta"):
-        model = Moon2Model(config)
-    config.architectures = [type(model).__name__]
-    custom_object_save(model, unfinished, config=config)
-    config.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    complete_hub_folder(unfinished, config.text_config.hidden_size, _provenance(folder, arguments))
-    write_model_card(unfinished, model_id=out.name)
-    (unfinished / PLAN).unlink()
-    unfinished.rename(out)
+    if out.exists():  # it was killed when all was done but for its plan
+        _refuse_other(out, plan)
+        (out / PLAN).unlink()
+        return out
+    with naming(unfinished):
+        unfinished.mkdir(parents=True, exist_ok=True)
+    if set(unfinished.iterdir()) <= {part_of(unfinished / PLAN)}:
+        write_text(unfinished / PLAN, json.dumps(plan))
+    _refuse_other(unfinished, plan)
+    with naming(unfinished):
+        try:
+            _write_weights(unfinished, groups, int(arguments.max_shard_gb * 1e9), progress)
+        except ValueError:
+            shutil.rmtree(unfinished)
+            raise
+        with torch.device("meta"):
+            model = Moon2Model(config)
+        config.architectures = [type(model).__name__]
+        custom_object_save(model, unfinished, config=config)
+        config.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+        complete_hub_folder(unfinished, config.text_config.hidden_size, _provenance(folder, arguments))
+        write_model_card(unfinished, model_id=out.name)
+        unfinished.rename(out)
+        (out / PLAN).unlink()  # last: what is killed before that is gone on with
     return out
+
+
+def _refuse_other(folder: Path, plan: dict) -> None:
+    try:
+        found = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        found = None
+    if found != plan:
+        raise FileExistsError(f"{folder} holds an unfinished conversion of something else; remove it")
 
 
 def _processor(folder: Path) -> Moon2Processor:
@@ -380,8 +396,9 @@ def _write_weights(folder: Path, groups: list[WeightGroup], max_bytes: int, prog
                 tensors = {}
                 for group in shard:
                     tensors |= dict(zip(group.names, group.make(), strict=True))
-                save_file(tensors, file.with_suffix(PARTIAL), metadata={"format": "pt"})
-                file.with_suffix(PARTIAL).rename(file)
+                with naming(file):
+                    save_file(tensors, file.with_suffix(PARTIAL), metadata={"format": "pt"})
+                put_in_place(file.with_suffix(PARTIAL), file)
             for group in shard:
                 weight_map |= dict.fromkeys(group.names, file.name)
                 bar.update(group.nbytes)

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,7 @@ from modeling_moon2 import Moon2Config, Moon2Routing
 from modeling_moon2.layout_moon2 import sequence_packing, vision_layout
 from modeling_moon2.processing_moon2 import load_image, text_parts
 
+from .checksums import check_checksums, find_unreadable
 from .encoded_pictures import decode_picture, picture_size
 from .items import item_name, take_view
 from .non_finite import check_vectors, non_finite_weight
@@ -473,19 +475,25 @@ def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTraine
 
     Raises:
         FileNotFoundError: there is no model in the folder, or none of that name on the Hub.
-        ValueError: it is a model of another kind, its weights are damaged or not in safetensors, or one is not finite.
+        ValueError: it is a model of another kind, a file of it is damaged, its weights are not in safetensors, or one
+            is not finite.
     """
-    if Path(model_id).is_dir() and not (Path(model_id) / "config.json").is_file():
-        raise FileNotFoundError(f"{model_id}: no config.json there; give the folder of a saved model")
-    try:
-        config = AutoConfig.from_pretrained(model_id, trust_remote_code=True)
-    except OSError as error:
-        raise FileNotFoundError(f"{model_id}: no such folder, and no model of that name on the Hub") from error
-    if config.model_type != Moon2Config.model_type:
-        raise ValueError(f"{model_id}: holds a {config.model_type} model; give a MOON2.0 one")
-    with plain_weights(model_id):
-        model = AutoModel.from_pretrained(model_id, trust_remote_code=True, use_safetensors=True, **options)
-    processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
+    if Path(model_id).is_dir():
+        if not (Path(model_id) / "config.json").is_file():
+            raise FileNotFoundError(f"{model_id}: no config.json there; give the folder of a saved model")
+        check_checksums(model_id)
+    with _naming_damage(model_id):
+        try:
+            config = AutoConfig.from_pretrained(model_id, trust_remote_code=True)
+        except OSError as error:
+            if Path(model_id).is_dir():
+                raise
+            raise FileNotFoundError(f"{model_id}: no such folder, and no model of that name on the Hub") from error
+        if config.model_type != Moon2Config.model_type:
+            raise ValueError(f"{model_id}: holds a {config.model_type} model; give a MOON2.0 one")
+        with plain_weights(model_id):
+            model = AutoModel.from_pretrained(model_id, trust_remote_code=True, use_safetensors=True, **options)
+        processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
     if "device_map" not in options:
         model = model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     weight = non_finite_weight(model)
@@ -495,6 +503,17 @@ def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTraine
             "download it again"
         )
     return model.eval(), processor
+
+
+@contextmanager
+def _naming_damage(model_id: str | os.PathLike) -> Iterator[None]:
+    """Say of whatever libraries raise over a damaged folder which file it is."""
+    try:
+        yield
+    except Exception as error:
+        if not Path(model_id).is_dir() or (found := find_unreadable(model_id)) is None:
+            raise
+        raise ValueError(f"{found[0]}: damaged ({found[1]}); save the model again, or download it again") from error
 
 
 def encoder_fingerprint(model: PreTrainedModel, processor: ProcessorMixin) -> str:

@@ -186,13 +186,16 @@ def encode_catalogue(arguments: EncodeArguments, progress: bool = True) -> dict[
     identity = {"format": FORMAT, "fingerprint": engine.fingerprint, **options}
     output = VectorsOutput(Path(arguments.output), identity, arguments.overwrite)
     source = {"catalogue": stream.fingerprint, "shard_rows": arguments.shard_rows}
+    errors_path = Path(arguments.errors or f"{arguments.output}.errors.csv")
     with output.writing():
         before = output.begin(source)
         stored = output.stored_files(before)
         records = output.shards.finished()
-        if before is not None and before["source"] == source and not before["linked"] and not records:
+        is_done = before is not None and before["source"] == source and output.is_whole(before, stored)
+        if is_done and not before["linked"] and not records:
             output.clear()
-            return before | {"message": f"nothing has changed: {before['products']:,} products in {output.out}"}
+            lines = [f"nothing has changed: {before['products']:,} products in {output.out}"]
+            return before | {"message": "\n".join(lines + _told_errors(before, stream, errors_path))}
         job = ShardJob(
             stream=stream,
             folder=output.partial.absolute(),  # as are all paths, for workers elsewhere
@@ -224,8 +227,11 @@ def encode_catalogue(arguments: EncodeArguments, progress: bool = True) -> dict[
             "errors": errors,
         }
         told = output.commit(records, manifest, (name for name in stream.ids() if name not in dropped))
-    path = Path(arguments.errors or f"{arguments.output}.errors.csv")
-    return told | {"message": _summary(told, stream, path, output.out, time.perf_counter() - begin)}
+    lines = [
+        f"{told['products']:,} products in {output.out}: {told['encoded']:,} encoded, {told['unchanged']:,} as before "
+        f"({time.perf_counter() - begin:.0f} s)"
+    ]
+    return told | {"message": "\n".join(lines + _told_errors(told, stream, errors_path))}
 
 
 COUNTED = ("encoded", "unchanged", "linked")
@@ -265,21 +271,17 @@ def _told(stream: ProductStream, error: Sequence[Any]) -> RowError:
     return RowError(row, product_id, f"{stream.place(row)}, product {product_id}{message}", dropped)
 
 
-def _summary(told: Mapping[str, Any], stream: ProductStream, path: Path, out: Path, seconds: float) -> str:
-    """What was done, and the first errors; all of them go to a file, and one of an earlier run is removed."""
+def _told_errors(told: Mapping[str, Any], stream: ProductStream, path: Path) -> list[str]:
+    """Lines on the first errors; all of them go to a file, and one of an earlier run is removed."""
     errors = [_told(stream, error) for error in told["errors"]]
     dropped = sum(error.dropped for error in errors)
-    lines = [
-        f"{told['products']:,} products in {out}: {told['encoded']:,} encoded, {told['unchanged']:,} as before "
-        f"({seconds:.0f} s)"
-    ]
     if not errors:
         path.unlink(missing_ok=True)
-        return lines[0]
+        return []
     write_text(path, errors_as_csv(errors))
-    lines.append(f"{dropped:,} products left out, {len(errors) - dropped:,} pictures left out; all are in {path}:")
+    lines = [f"{dropped:,} products left out, {len(errors) - dropped:,} pictures left out; all are in {path}:"]
     lines += [f"  {error.message}" for error in errors[:SHOWN_ERRORS]]
-    return "\n".join(lines + ["  …"] * (len(errors) > SHOWN_ERRORS))
+    return lines + ["  …"] * (len(errors) > SHOWN_ERRORS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from moon2_dataset import load_product_queries
 from moon2_dataset.hub_card import base_name
 from moon2_dataset.recipe import RecipeParser
+from moon2_dataset.shards import write_text
 
 from .benchmark import Benchmark
 from .classification import TaskSet, evaluate_task
@@ -282,10 +283,7 @@ def _task_lines(title: str, group: dict[str, dict]) -> list[str]:
 
 def write_json(results: dict, path: str | os.PathLike) -> None:
     """Write a JSON file whole or not at all."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(results, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(Path(path), json.dumps(results, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 import transformers
 from transformers import PreTrainedModel, ProcessorMixin
+
+from .checksums import CHECKSUMS, write_checksums
 
 PROVENANCE = "provenance.json"
 SENTENCE_TRANSFORMERS = "6.2.0"  # the first that was tried; older ones say so when they load the folder
@@ -68,7 +71,8 @@ def sentence_transformers_files(embedding_dimension: int) -> dict[str, Any]:
 def complete_hub_folder(
     folder: str | os.PathLike, embedding_dimension: int, provenance: dict[str, Any] | None = None
 ) -> None:
-    """Add to a saved model what makes its folder a repository: sentence-transformers' files and where it comes from.
+    """Add to a saved model what makes its folder a repository: sentence-transformers' files, where it comes from, and
+    last the checksums of what loading reads.
 
     Args:
         folder: of the saved model and processor.
@@ -84,6 +88,7 @@ def complete_hub_folder(
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_checksums(folder)
 
 
 def save_hub_folder(
@@ -103,6 +108,26 @@ def save_hub_folder(
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     complete_hub_folder(folder, model.config.get_text_config().hidden_size, provenance)
+
+
+def replace_model(new: Path, folder: Path) -> None:
+    """Move a saved model into a folder, over the one that is there; its checksums come last.
+
+    Where that is interrupted, the earlier checksums refuse what is there, or there is no model yet.
+
+    Args:
+        new: folder of it, which goes.
+        folder: where it shall be.
+    """
+    files = [path.relative_to(new) for path in sorted(new.rglob("*")) if path.is_file()]
+    for name in sorted(files, key=lambda name: name.name == CHECKSUMS):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.name == CHECKSUMS:  # weights in other parts would be loaded, or stand beside
+            for path in {*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")}:
+                if path.relative_to(folder) not in files:
+                    path.unlink()
+        (new / name).replace(folder / name)
+    shutil.rmtree(new)
 
 
 def changed_arguments(arguments: Any, defaults: Any) -> dict[str, Any]:

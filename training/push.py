@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from moon2_dataset.hub_errors import one_line_errors
 from moon2_dataset.recipe import RecipeParser
 
+from .checksums import CHECKSUMS, check_checksums
 from .model_card import write_model_card
 
 INDEX, SINGLE = constants.SAFETENSORS_INDEX_FILE, constants.SAFETENSORS_SINGLE_FILE
@@ -22,7 +23,7 @@ NEEDED = ("config.json", "configuration_moon2.py", "layout_moon2.py", "modeling_
           "chat_template.jinja", "modules.json", "sentence_bert_config.json")  # fmt: skip
 # What a model repository is made of. Pickles, which can run any code where they are loaded, are not among it.
 ALLOWED = ["*.safetensors", "*.json", "*.py", "*.jinja", "*.txt", "*.model", "*.md", "*.png", "*.jpg", "*.webp",
-           "LICENSE", "NOTICE"]  # fmt: skip
+           "LICENSE", "NOTICE", CHECKSUMS]  # fmt: skip
 # Hidden files, what names folders of this machine, and the evaluation, whose scores stand in the card.
 IGNORED = [".*", "evaluation.*", "trainer_state.json"]
 WEIGHTS = ["model*.safetensors", INDEX]
@@ -98,6 +99,7 @@ def check_folder(folder: Path) -> None:
                 "save model and processor again"
             )
     _check_weights(folder)
+    check_checksums(folder)
 
 
 def _check_weights(folder: Path) -> None:

@@ -27,7 +27,7 @@ class StoredVectors:
         self._held: dict[int, pa.Table] = {}
         keys, rows = [], [0]
         for file in files:
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 for group in range(parquet.num_row_groups):
                     table = parquet.read_row_group(group, columns=KEY_COLUMNS)
                     keys.append(_keys(table["product_id"].to_pylist(), table["digest"].to_pylist()))
@@ -64,7 +64,7 @@ class StoredVectors:
             while len(self._held) >= GROUPS_HELD:
                 del self._held[next(iter(self._held))]
             file, group = self._groups[number]
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 self._held[number] = parquet.read_row_group(group)
         return self._held[number]
 

@@ -84,7 +84,7 @@ def write_teacher_features(
             for start in range(0, len(products), ROWS_PER_GROUP):
                 group = products.select(range(start, min(start + ROWS_PER_GROUP, len(products))))
                 table = _encoded(encoder, group)
-                writer = writer or pq.ParquetWriter(part, table.schema)
+                writer = writer or pq.ParquetWriter(part, table.schema, write_page_checksum=True)
                 writer.write_table(table)
                 bar.update(len(group))
         finally:
@@ -188,7 +188,7 @@ def _read(source: str, data: ProductQueries) -> tuple[dict[str, Tensor], np.ndar
     known = np.zeros(len(data.products), dtype=bool)
     vectors: dict[str, Tensor] = {}
     for file in files:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             views = _views(file, parquet.schema_arrow)
             for batch in parquet.iter_batches(ROWS_PER_GROUP, columns=["product_id", *views]):
                 ids = batch.column("product_id").to_pylist()

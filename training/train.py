@@ -20,9 +20,11 @@ from trl import ModelConfig, get_quantization_config
 
 from modeling_moon2 import Moon2Model, Moon2Processor
 from moon2_dataset import ProductQueries, load_product_queries
+from moon2_dataset.disk_errors import naming
 from moon2_dataset.reader import table_files
 from moon2_dataset.recipe import RecipeParser
 
+from .checksums import check_checksums
 from .encode import load_encoder
 from .evaluate import evaluate, format_table, write_json
 from .hub_folder import read_provenance
@@ -124,6 +126,8 @@ def fit(
         run["data"] = data_record(tables or {}, progress=not arguments.disable_tqdm)
         for message in _other_data(checkpoint, run["data"]):
             warnings.warn(f"resumed on other data: {message}", stacklevel=2)
+    if checkpoint:
+        check_checksums(checkpoint)
     begin = time.perf_counter()
     with plain_checkpoint(checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -133,7 +137,8 @@ def fit(
 
         model = trainer.model = merge_adapters(model)
     trainer.save_model()
-    trainer.save_state()
+    with naming(arguments.output_dir):
+        trainer.save_state()
     batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     triplets = trainer.state.global_step * batch_size
     results = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,17 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import ProgressCallback, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_moon2 import Moon2Model, Moon2Processor, Moon2ViewsOutput
 from moon2_dataset import ProductQueries
+from moon2_dataset.disk_errors import naming
 
 from .cached_loss import KEYS, ChunkReader, cached_backward
 from .collator import Moon2Collator
 from .distillation import distillation_losses
 from .evaluate import evaluate
 from .gathering import num_processes
-from .hub_folder import changed_arguments, complete_hub_folder, read_provenance
+from .hub_folder import changed_arguments, complete_hub_folder, read_provenance, replace_model
 from .losses import DualLevelLossOutput
 from .memory_queue import MemoryQueue
 from .mining import MinedBatchSampler, MinedNegatives, mine_negatives, mining_delay
@@ -37,6 +40,7 @@ from .triplets import TripletDataset, TripletKey
 
 MEMORY = "memory.safetensors"  # of a checkpoint: the queue of earlier items
 MINED = "mined.safetensors"  # of a checkpoint: the hard negatives of each product, by the step of their search
+UNFINISHED = ".saving"  # folder of a model that is being saved
 
 
 class CompactProgressCallback(ProgressCallback):
@@ -390,14 +394,16 @@ class Moon2Trainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         self.step_guard.check(self.model)
-        if self.args.should_save:  # first, so that a checkpoint that looks whole is whole
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            if self.memory is not None:
-                save_file(self.memory.state_dict(), folder / MEMORY)
-            if self.mined is not None:
-                save_file(self.mined.state_dict(), folder / MINED)
-        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with naming(folder):
+            if self.args.should_save:  # first, so that a checkpoint that looks whole is whole
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run
+                if self.memory is not None:
+                    save_file(self.memory.state_dict(), folder / MEMORY)
+                if self.mined is not None:
+                    save_file(self.mined.state_dict(), folder / MINED)
+            super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -409,9 +415,16 @@ class Moon2Trainer(Trainer):
             self.mined.load_state_dict(_load_state(Path(checkpoint) / MINED, "mine_every_steps"))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        width = self.model.config.get_text_config().hidden_size
-        complete_hub_folder(output_dir or self.args.output_dir, width, self.provenance)
+        """Save the model beside what is there, and put it in its place when it is whole."""
+        folder = Path(output_dir or self.args.output_dir)
+        unfinished = folder / UNFINISHED
+        if not self.args.should_save:  # a process that only gives its part of the weights
+            return super()._save(str(unfinished), state_dict)
+        with naming(folder):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            super()._save(str(unfinished), state_dict)
+            complete_hub_folder(unfinished, self.model.config.get_text_config().hidden_size, self.provenance)
+            replace_model(unfinished, folder)
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """Weight decay leaves W* and the temperatures alone: their zero means something."""

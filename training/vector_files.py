@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import uuid
@@ -17,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from moon2_dataset.disk_errors import naming
 from moon2_dataset.shards import write_text
 
+from .checksums import check_lance, lance_checksums, sha256_of
 from .vector_columns import vector_column
 
 FORMAT = 1
@@ -204,6 +205,8 @@ class VectorsOutput:
             self._refuse_other(plan["identity"], f"{self.partial}, which a run that was interrupted left,")
         elif manifest is not None:
             self._refuse_other(manifest["identity"], str(self.out))
+        if manifest is not None and self.is_lance:
+            check_lance(self.out, _sums(manifest), "encode all products again, with --overwrite true")
         wanted = {"identity": self.identity, "source": dict(source), "overwrite": self.overwrite}
         if plan is not None:
             wanted["overwrite"] |= plan["overwrite"]
@@ -223,6 +226,15 @@ class VectorsOutput:
             return aside
         files = [(self.out / entry["file"], entry["sha256"]) for entry in manifest["files"]]
         return [file for file, sha256 in files if file.is_file() and sha256_of(file) == sha256] + aside
+
+    def is_whole(self, manifest: Mapping[str, Any], stored: Sequence[Path]) -> bool:
+        """Whether no file of OUT is damaged; a Lance table that is was refused.
+
+        Args:
+            manifest: of OUT.
+            stored: what `stored_files` gave.
+        """
+        return self.is_lance or sum(file.parent == self.out for file in stored) == len(manifest["files"])
 
     def stored_errors(self, manifest: Mapping[str, Any] | None) -> dict[str, list[str]]:
         """Product id -> what its stored vectors lack."""
@@ -268,7 +280,7 @@ class VectorsOutput:
         told = {"format": FORMAT, "identity": self.identity, **manifest, "files": files}
         write_text(self.partial / "manifest.json", json.dumps(told, ensure_ascii=False, indent=1) + "\n")
         self._finish_commit()
-        return told
+        return json.loads(self.manifest_path.read_text(encoding="utf-8"))
 
     def _finish_commit(self) -> None:
         """Do what is left of a commit; nothing if there is none."""
@@ -276,7 +288,12 @@ class VectorsOutput:
         if not ready.exists():
             return
         if self.is_lance:
-            self._write_lance()
+            with naming(self.out):
+                self._write_lance()
+            told = json.loads(ready.read_text(encoding="utf-8"))
+            sums = lance_checksums(self.out, _sums(self.manifest() if self.manifest_path.is_file() else None))
+            told["files"] = [{"file": name, "sha256": sha256} for name, sha256 in sums.items()]
+            write_text(ready, json.dumps(told, ensure_ascii=False, indent=1) + "\n")
         elif vectors.exists():
             self._put_in_place(vectors)
         ready.rename(self.manifest_path)
@@ -292,7 +309,11 @@ class VectorsOutput:
         if change["create"]:
             if not whole.exists():
                 shutil.rmtree(new.parent, ignore_errors=True)
-                batches = (batch for file in files for batch in pq.ParquetFile(file).iter_batches())
+                batches = (
+                    batch
+                    for file in files
+                    for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches()
+                )
                 reader = pa.RecordBatchReader.from_batches(pq.read_schema(files[0]), batches)
                 lancedb.connect(new.parent).create_table(self.out.stem, data=reader, on_bad_vectors="null")
                 write_text(whole, "{}")
@@ -303,7 +324,7 @@ class VectorsOutput:
         for start in range(0, len(change["gone"]), IDS_AT_ONCE):
             table.delete(col("product_id").isin(change["gone"][start : start + IDS_AT_ONCE]))
         for file in files:
-            changed = pq.read_table(file)
+            changed = pq.read_table(file, page_checksum_verification=True)
             if len(changed):
                 merge = table.merge_insert("product_id").when_matched_update_all().when_not_matched_insert_all()
                 merge.execute(changed, on_bad_vectors="null")
@@ -349,6 +370,10 @@ class VectorsOutput:
             )
 
 
+def _sums(manifest: Mapping[str, Any] | None) -> dict[str, str]:
+    return {} if manifest is None else {entry["file"]: entry["sha256"] for entry in manifest["files"]}
+
+
 def lance_keys(path: Path) -> Iterator[tuple[str, str]]:
     """(product_id, digest) of every row of a Lance table of vectors."""
     import lancedb
@@ -356,9 +381,3 @@ def lance_keys(path: Path) -> Iterator[tuple[str, str]]:
     table = lancedb.connect(path.parent).open_table(path.stem)
     for batch in table.search().select(["product_id", "digest"]).limit(None).to_batches():
         yield from zip(batch["product_id"].to_pylist(), batch["digest"].to_pylist(), strict=True)
-
-
-def sha256_of(path: Path) -> str:
-    """The checksum of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

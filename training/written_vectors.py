@@ -10,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from .checksums import check_lance, sha256_of
 from .encode import VIEWS
 from .stored_vectors import StoredVectors
 from .vector_columns import VECTOR_COLUMNS
-from .vector_files import LANCE, sha256_of
+from .vector_files import LANCE
 
 
 class WrittenVectors:
@@ -34,7 +35,10 @@ class WrittenVectors:
         manifest_path = self.out.with_name(self.out.name + ".json")
         if not (self.out.exists() and manifest_path.is_file()):
             raise FileNotFoundError(f"{out}: no vectors there with their {manifest_path.name}; see `moon2 encode`")
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        try:
+            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{manifest_path}: damaged ({error}); encode again into another folder") from error
         wanted = {
             "fingerprint": fingerprint,
             "views": list(VIEWS),
@@ -47,7 +51,10 @@ class WrittenVectors:
                 way = f"--views {' '.join(VIEWS)}, and otherwise as it is by default, with the encoder of the index"
                 raise ValueError(f"{out}: {name} is {found!r}, the index needs {value!r}; encode with {way}")
         self._stored = None
-        if self.out.suffix != LANCE:
+        if self.out.suffix == LANCE:
+            sums = {entry["file"]: entry["sha256"] for entry in manifest["files"]}
+            check_lance(self.out, sums, "encode again, with --overwrite true")
+        else:
             files = [(self.out / entry["file"], entry["sha256"]) for entry in manifest["files"]]
             for file, sha256 in files:
                 if not file.is_file() or sha256_of(file) != sha256:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..shards import write_text
 from .words import Key, Token, audience_of, key_of, kind_of_attribute, seed_values, tokens
 
 KINDS = ("brand", "audience", "use", "pattern", "colour", "material", "size", "noun")
@@ -125,9 +126,7 @@ class Lexicon:
             "catalogue_words": sorted(self.catalogue_words),
             "adjectives_first": self.adjectives_first,
         }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(content, indent=1), encoding="ascii")
-        os.replace(partial, path)
+        write_text(path, json.dumps(content, indent=1))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Lexicon:

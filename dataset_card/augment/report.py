@@ -117,7 +117,7 @@ def draw_sheet(files: Sequence[Path], path: Path, name: str, max_side: int) -> N
         name: of the catalogue.
         max_side: pixels, of pictures as they are read.
     """
-    parquets = [pq.ParquetFile(file) for file in files]
+    parquets = [pq.ParquetFile(file, page_checksum_verification=True) for file in files]
     last = sum(parquet.metadata.num_rows for parquet in parquets) - 1
     wanted = np.unique(np.linspace(0, last, SHEET_ROWS).astype(int))
     sheet, start = [], 0

@@ -180,7 +180,7 @@ class Shard:
             parts.append(path)
         writer = ShardWriter(self.target, augmented_schema(self.parquet.schema_arrow))
         for path in parts:
-            part = pq.ParquetFile(path)
+            part = pq.ParquetFile(path, page_checksum_verification=True)
             for group in range(part.num_row_groups):
                 writer.write(part.read_row_group(group))
         writer.close()

@@ -67,7 +67,7 @@ def open_products(source: Path) -> pq.ParquetFile:
         ValueError: it is no Parquet, has no rows, or holds no products.
     """
     try:
-        parquet = pq.ParquetFile(source, memory_map=True)
+        parquet = pq.ParquetFile(source, memory_map=True, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{source}: cannot be read as Parquet ({error}); write the file again") from error
     if not parquet.metadata.num_rows:

@@ -118,7 +118,10 @@ def clean_catalogue(
 def read_keys(work: Path) -> tuple[ProductKeys, np.ndarray]:
     """What is compared of all cleaned products, and their numbers of pictures (N,) int32."""
     table = pa.concat_tables(
-        [KEYS.empty_table(), *(pq.read_table(path, schema=KEYS) for path in written(work, WORK_NAME))]
+        [
+            KEYS.empty_table(),
+            *(pq.read_table(path, schema=KEYS, page_checksum_verification=True) for path in written(work, WORK_NAME)),
+        ]
     )
     looks = table["look"].combine_chunks()
     columns = {name: table[name].to_numpy() for name in KEYS.names if name != "look"}
@@ -135,7 +138,10 @@ def read_keys(work: Path) -> tuple[ProductKeys, np.ndarray]:
 
 def read_ids(work: Path) -> pa.ChunkedArray:
     """The ids of all cleaned products."""
-    tables = [pq.read_table(path, columns=["product_id"]) for path in written(work, WORK_NAME)]
+    tables = [
+        pq.read_table(path, columns=["product_id"], page_checksum_verification=True)
+        for path in written(work, WORK_NAME)
+    ]
     return pa.chunked_array([chunk for table in tables for chunk in table["product_id"].chunks], pa.string())
 
 
@@ -143,7 +149,7 @@ def read_category_paths(work: Path) -> dict[int, tuple[str, ...]]:
     """Key of every category path -> its levels."""
     paths: dict[int, tuple[str, ...]] = {}
     for file in written(work, WORK_NAME):
-        table = pq.read_table(file, columns=["leaf_key", "category_path"])
+        table = pq.read_table(file, columns=["leaf_key", "category_path"], page_checksum_verification=True)
         leaves, first = np.unique(table["leaf_key"].to_numpy(), return_index=True)
         for leaf, row in zip(leaves.tolist(), first.tolist(), strict=True):
             if leaf not in paths:
@@ -201,7 +207,7 @@ def write_products(
 def _row_groups(path: Path, columns: list[str]) -> Iterator[tuple[pa.Table, int]]:
     """(table, number of its first row) of every row group."""
     first = 0
-    with pq.ParquetFile(path) as parquet:
+    with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group, columns=columns)
             yield table, first

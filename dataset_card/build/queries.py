@@ -180,7 +180,7 @@ def _parts(work: Path) -> Iterator[_Part]:
         tables = []
         for path, groups in files:
             if str(number) in groups:
-                with pq.ParquetFile(path) as parquet:
+                with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
                     tables.append(parquet.read_row_group(groups[str(number)]))
         if tables:
             yield _Part(pa.concat_tables(tables))

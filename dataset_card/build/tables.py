@@ -38,7 +38,7 @@ class ParquetTable:
         self.file, self.name, self.folder = file, name, file.parent
         self.counts: Counter[str] = Counter()
         try:
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 self.num_rows = parquet.metadata.num_rows
                 self.columns = list(dict.fromkeys(parquet.schema_arrow.names))
                 groups = parquet.num_row_groups
@@ -50,7 +50,7 @@ class ParquetTable:
         """Rows from `start` on with these columns; row groups before it are not read. Returns how many there are."""
         columns = [column for column in columns if column in self.columns]
         number = 0
-        with pq.ParquetFile(self.file) as parquet:
+        with pq.ParquetFile(self.file, page_checksum_verification=True) as parquet:
             for group in range(parquet.num_row_groups):
                 meta = parquet.metadata.row_group(group)
                 end = number + meta.num_rows

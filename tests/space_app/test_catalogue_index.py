@@ -301,3 +301,18 @@ def test_an_empty_index_finds_nothing(encoder, tmp_path):
     assert len(index) == 0 and index.ids() == [] and index.facets() == ({}, {})
     assert index.with_words("mug") == [] and index.nearest(np.ones((1, 48), dtype=np.float32)) == [[]]
     assert index.vectors()[1].shape == (0, 48) and index.delete(["p0"]) == 0
+
+
+def test_what_a_killed_run_left_out_is_made_by_the_next(encoder, products, tmp_path, monkeypatch):
+    """Killed behind the last product, before the words can be searched; then nothing is new for the next run."""
+    index = CatalogueIndex.create(tmp_path / "index", encoder, ann_from=10)
+    monkeypatch.setattr(index, "_refresh", lambda is_changed: None)
+    index.add(products)
+    again = CatalogueIndex.open(tmp_path / "index", encoder, ann_from=10)
+    assert again.add(products) == Changes(unchanged=24)
+    there = {column for made in again._table.list_indices() for column in made.columns}
+    assert {"title", "product_id", "multimodal_vector"} <= there and again.manifest["ann"]["products"] == 24
+    assert again.with_words("mug", k=50)
+    version = again.version
+    again.add(products)
+    assert again.version == version  # and only once

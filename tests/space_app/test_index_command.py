@@ -83,6 +83,20 @@ def test_another_model_needs_a_reindex(run, saved_model, catalogue, tiny_config,
     assert "3 products in" in run("--reindex", "true")  # nothing left to do
 
 
+def test_a_check_compares_all_files_with_their_checksums(run, saved_model, catalogue, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no index there"):
+        run("--check", "true")
+    run(catalogue, "--model", saved_model)
+    printed = run("--check", "true")
+    assert "1 files in" in printed and "are as they were written" in printed and "products in" not in printed
+    (file,) = CatalogueFolder(tmp_path / "data").current().glob("products.lance/data/*.lance")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file.name}: damaged; index the catalogue again in another data folder"):
+        run("--check", "true")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -77,6 +77,7 @@ def test_unknown_verb_names_the_way_out(typed, hint, capsys):
     [
         ("ValueError('queries.parquet row 17: neither text nor image; give at least one')", "queries.parquet row 17"),
         ("FileNotFoundError('no file catalogue.parquet')", "no file catalogue.parquet"),
+        ("FileExistsError('out exists; give another folder')", "out exists; give another folder"),
     ],
 )
 def test_wrong_input_is_one_line_on_stderr(error, message, add_verb, capsys, monkeypatch):
@@ -122,3 +123,14 @@ def test_a_verb_without_its_extra_says_what_to_install(add_verb, monkeypatch, ca
     monkeypatch.setitem(cli.VERBS, "far", cli.Verb("verb_far:main", "needs nothing more"))
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
         cli.main(["far"])
+
+
+def test_a_disk_that_is_full_is_one_line_on_stderr(add_verb, capsys, monkeypatch):
+    monkeypatch.delenv("MOON2_TRACEBACK", raising=False)
+    add_verb("writing", "def main(argv):\n    raise OSError(28, 'No space left on device', 'out/vectors')\n")
+    assert cli.main(["writing"]) == 1
+    told = "moon2 writing: out/vectors: the disk is full; free some space, then run the same command again\n"
+    assert capsys.readouterr().err == told
+    monkeypatch.setenv("MOON2_TRACEBACK", "1")
+    with pytest.raises(OSError, match="No space left"):
+        cli.main(["writing"])

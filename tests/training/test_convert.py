@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,41 +13,18 @@ from transformers import (
     AutoModel,
     AutoProcessor,
     LlamaConfig,
-    Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLModel,
 )
 
 from modeling_moon2.processing_moon2 import CHAT_TEMPLATE
-from moon2_training.convert import INDEX, ConvertArguments, convert, main
+from moon2_training.convert import INDEX, PLAN, ConvertArguments, convert, main
 from moon2_training.push import check_folder
 
 
 @pytest.fixture(scope="module")
-def save_source(tiny, tmp_path_factory):
-    """Saves a random dense Qwen3-VL with the tiny processor's tokenizer; returns its folder and its bare model."""
-
-    def save(kind=Qwen3VLForConditionalGeneration, tied=False):
-        moon2, processor = tiny
-        text, vision = moon2.config.text_config.to_dict(), moon2.config.vision_config.to_dict()
-        text, vision = ({n: v for n, v in part.items() if n != "model_type"} for part in (text, vision))
-        names = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
-        config = Qwen3VLConfig(text_config=text | {"tie_word_embeddings": tied}, vision_config=vision,
-                               tie_word_embeddings=tied, **{n: getattr(processor, n) for n in names})  # fmt: skip
-        torch.manual_seed(3)
-        model = kind(config).eval()
-        folder = tmp_path_factory.mktemp("source")
-        model.save_pretrained(folder, max_shard_size="100KB")
-        processor.image_processor.save_pretrained(folder)
-        processor.tokenizer.save_pretrained(folder)
-        return folder, getattr(model, "model", model)
-
-    return save
-
-
-@pytest.fixture(scope="module")
-def source(save_source):
-    return save_source()
+def source(save_dense):
+    return save_dense()
 
 
 def run(source, out, **options):
@@ -94,8 +72,8 @@ def test_guided_experts_answer_as_the_source_too(source, tmp_path, make_image, e
 
 
 @pytest.mark.parametrize(("kind", "tied"), [(Qwen3VLForConditionalGeneration, True), (Qwen3VLModel, False)])
-def test_with_a_tied_head_or_without_any(save_source, tmp_path, mixed_items, kind, tied):
-    folder, dense = save_source(kind, tied)
+def test_with_a_tied_head_or_without_any(save_dense, tmp_path, mixed_items, kind, tied):
+    folder, dense = save_dense(kind, tied)
     out = run(folder, tmp_path / "out")
     inputs = AutoProcessor.from_pretrained(out)(text=mixed_items[0], images=mixed_items[1])
     with torch.no_grad():
@@ -155,6 +133,40 @@ def test_an_interrupted_conversion_goes_on_and_ends_in_the_same_bytes(source, tm
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
     for file, time in times.items():
         assert (out / file.name).stat().st_mtime_ns == time
+
+
+def test_a_conversion_killed_at_its_beginning_or_its_end_goes_on(source, tmp_path):
+    whole = run(source[0], tmp_path / "out")
+    files = {path.name: path.read_bytes() for path in whole.iterdir() if path.is_file()}
+    shutil.rmtree(whole)
+    (tmp_path / "out.partial").mkdir()  # killed before the plan was there
+    (tmp_path / "out.partial" / f".{PLAN}.part").write_text('{"argu')
+    run(source[0], tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in whole.iterdir() if path.is_file()} == files
+    unfinished = tmp_path / "plan.partial"
+    unfinished.mkdir()
+    (unfinished / "holiday.jpg").touch()
+    with pytest.raises(FileExistsError, match="plan.partial holds an unfinished conversion of something else"):
+        run(source[0], tmp_path / "plan")
+
+
+def test_a_conversion_killed_before_its_plan_was_removed_is_whole(source, tmp_path, monkeypatch):
+    from moon2_training import convert as module
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(source[0], tmp_path / "out")
+    assert (tmp_path / "out" / PLAN).is_file()
+    with pytest.raises(FileExistsError, match="something else"):
+        run(source[0], tmp_path / "out", seed=5)
+    check_folder(run(source[0], tmp_path / "out"))
+    assert not (tmp_path / "out" / PLAN).exists()
+    with pytest.raises(FileExistsError, match="give another folder"):
+        run(source[0], tmp_path / "out")
 
 
 def test_an_existing_folder_is_refused(source, tmp_path):

@@ -316,6 +316,28 @@ def test_what_cannot_be_encoded_is_left_out_counted_and_listed(model, catalogue,
     assert encode(model, catalogue, out, views=["image", "multimodal"])["encoded"] == 1
 
 
+def test_a_run_that_finds_nothing_to_do_lists_the_errors_that_a_killed_one_did_not(model, catalogue, tmp_path):
+    change(catalogue, lambda products: products[6]["images"].append({"bytes": b"no picture", "path": None}))
+    encode(model, catalogue, tmp_path / "out")
+    listed = (tmp_path / "out.errors.csv").read_bytes()
+    (tmp_path / "out.errors.csv").unlink()  # as if killed before it was written
+    message = encode(model, catalogue, tmp_path / "out")["message"]
+    assert "nothing has changed: 24 products" in message and "0 products left out, 1 pictures left out" in message
+    assert (tmp_path / "out.errors.csv").read_bytes() == listed
+
+
+def test_damaged_vectors_are_made_again_though_the_catalogue_is_the_same(model, catalogue, tmp_path):
+    encode(model, catalogue, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    shard = tmp_path / "out" / "vectors-00001.parquet"
+    damaged = bytearray(before[shard.name])
+    damaged[len(damaged) // 2] ^= 4
+    shard.write_bytes(damaged)
+    told = encode(model, catalogue, tmp_path / "out")
+    assert (told["encoded"], told["unchanged"]) == (10, 14)
+    assert contents(tmp_path / "out") == before
+
+
 def test_on_error_raise_stops_at_the_first_and_names_it(model, catalogue, tmp_path):
     broken_catalogue(catalogue, tmp_path)
     with pytest.raises(ValueError, match="^products.parquet row 3, product p3: neither title nor image"):

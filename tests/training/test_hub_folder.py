@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import filecmp
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
-from moon2_training.hub_folder import PROVENANCE, changed_arguments, read_provenance, save_hub_folder
+from moon2_training.checksums import check_checksums, write_checksums
+from moon2_training.hub_folder import PROVENANCE, changed_arguments, read_provenance, replace_model, save_hub_folder
 from moon2_training.trainer_config import Moon2TrainingArguments
 
 TWO_PROCESSES = """
@@ -130,3 +133,39 @@ def test_changed_arguments_hold_no_folder_and_no_secret():
     arguments = Moon2TrainingArguments("out", learning_rate=1e-3, hub_token="hf_secret", negatives="explicit")
     changed = changed_arguments(arguments, Moon2TrainingArguments())
     assert changed == {"learning_rate": 1e-3, "negatives": "explicit"}
+
+
+def test_a_model_takes_the_place_of_another_with_no_weights_of_it_left(tiny, tmp_path):
+    folder, new = tmp_path / "model", tmp_path / "model" / ".saving"
+    save_hub_folder(folder, *tiny)
+    (folder / "README.md").write_text("mine")
+    tiny[0].save_pretrained(new, max_shard_size="200KB")
+    tiny[1].save_pretrained(new)
+    write_checksums(new)
+    names = {path.name for path in new.iterdir()}
+    assert "model.safetensors" not in names
+    replace_model(new, folder)
+    assert {path.name for path in folder.iterdir() if path.is_file()} >= names | {"README.md"}
+    assert not new.exists() and not (folder / "model.safetensors").exists()
+    check_checksums(folder)
+
+
+def test_a_model_that_was_half_replaced_is_refused(tiny, tmp_path, monkeypatch):
+    folder, new = tmp_path / "model", tmp_path / "model" / ".saving"
+    save_hub_folder(folder, *tiny)
+    save_hub_folder(new, copy.deepcopy(tiny[0]).half(), tiny[1])
+    moved = []
+
+    def killed(self, target, replace=Path.replace):
+        if len(moved) == 12:
+            raise KeyboardInterrupt
+        moved.append(self.name)
+        replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            replace_model(new, folder)
+    assert "model.safetensors" in moved
+    with pytest.raises(ValueError, match="not as SHA256SUMS says"):
+        check_checksums(folder)
