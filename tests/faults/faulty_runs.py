@@ -36,7 +36,7 @@ CHANGES = {
     "os.truncate": None,
 }
 PIPE_BYTES = 1 << 20
-LONGEST = 120.0  # seconds of a run
+LONGEST = 300.0  # seconds of a run
 
 
 class Fault(NamedTuple):
