@@ -388,6 +388,8 @@ def _write_weights(folder: Path, groups: list[WeightGroup], max_bytes: int, prog
         if shards[-1] and sum(other.nbytes for other in shards[-1]) + group.nbytes > max_bytes:
             shards.append([])
         shards[-1].append(group)
+    for path in folder.glob(".tmp*"):  # what safetensors was writing in a run that was killed
+        path.unlink()
     weight_map = {}
     with tqdm(total=sum(group.nbytes for group in groups), unit="B", unit_scale=True, disable=not progress) as bar:
         for number, shard in enumerate(shards, start=1):
