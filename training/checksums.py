@@ -49,9 +49,9 @@ def check_checksums(folder: str | os.PathLike) -> None:
         return
     for line in listed.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
-        file = listed.with_name(name)
-        if not name or file.parent != listed.parent:
+        if Path(name).name != name or not name:
             raise ValueError(f"{listed}: damaged; remove it, and save the model again")
+        file = listed.with_name(name)
         if not file.is_file() or sha256_of(file) != digest:
             raise ValueError(
                 f"{file}: not as {CHECKSUMS} says: damaged, gone, or changed by hand; save the model again, or remove "

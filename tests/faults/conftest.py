@@ -40,7 +40,7 @@ class FaultTable:
             told: the message.
         """
         key = fault, on
-        self.counts.setdefault(key, Counter()).update(injected=injected, lost=lost, wrong=wrong)
+        self.counts.setdefault(key, Counter()).update(injected=injected, lost=int(lost), wrong=int(wrong))
         if told:
             self.messages.setdefault(key, told)
 

@@ -169,6 +169,7 @@ def test_a_damaged_manifest_of_vectors_is_named(vectors, saved_model, inputs, ti
         WrittenVectors(vectors, encoder_fingerprint(*tiny), Encoder(*tiny).width)
 
 
+@pytest.mark.faults
 def test_a_run_does_not_go_on_from_a_damaged_checkpoint(saved_shop, tmp_path):
     argv = verbs.train(saved_shop, tmp_path, "--resume_from_checkpoint", "last").argv[1:]
     train([*argv, "--max_steps", "2"])
