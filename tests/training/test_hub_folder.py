@@ -15,7 +15,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
-from moon2_training.checksums import check_checksums, write_checksums
+from moon2_training.checksums import CHECKSUMS, check_checksums, write_checksums
 from moon2_training.hub_folder import PROVENANCE, changed_arguments, read_provenance, replace_model, save_hub_folder
 from moon2_training.trainer_config import Moon2TrainingArguments
 
@@ -105,7 +105,7 @@ def test_saving_through_sentence_transformers_keeps_the_repository(st_model, inp
     again = SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True, device="cpu")
     np.testing.assert_allclose(again.encode(items), expected, atol=1e-5)
     compared = filecmp.dircmp(folder, tmp_path / "again")
-    assert compared.left_only == [PROVENANCE] and compared.right_only == ["README.md"]
+    assert compared.left_only == [CHECKSUMS, PROVENANCE] and compared.right_only == ["README.md"]
     for name in ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "2_Normalize/config.json"):
         assert json.loads((folder / name).read_text()) == json.loads((tmp_path / "again" / name).read_text()), name
 
