@@ -19,7 +19,7 @@ WAYS_OUT = {
     errno.EIO: f"the disk fails; check it, {AGAIN}",
 }
 _IN_WORDS = re.compile(r"\(os error (\d+)\)")  # as what is written in Rust tells it: safetensors, Lance
-_BY_TORCH = "PytorchStreamWriter failed writing"
+_BY_TORCH = re.compile(r"PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+|iostream error")
 
 
 class DiskError(OSError):
@@ -38,13 +38,13 @@ def told_of_disk(error: BaseException, path: str | os.PathLike | None = None) ->
     """
     if isinstance(error, DiskError):
         return str(error)
-    if _BY_TORCH in str(error):
+    if _BY_TORCH.search(str(error)):
         return f"{path or 'a file'}: cannot be written; free some space on the disk, {AGAIN}"
     found = _IN_WORDS.search(str(error))
     number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
     if number not in WAYS_OUT:
         return None
-    named = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else None
+    named = (error.filename2 or error.filename) if isinstance(error, OSError) else None  # of a copy, the new one
     return f"{named or path or ' '.join(str(error).split())}: {WAYS_OUT[number]}"
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .disk_errors import naming
+from .disk_errors import DiskError, naming
 
 EXAMPLES = 3  # kept of every reason
 GROUP_ROWS, GROUP_BYTES = 1000, 32 << 20
@@ -74,7 +75,7 @@ class ShardWriter:
     def write(self, table: pa.Table) -> None:
         """Write a table as one row group; one without rows leaves no trace."""
         if len(table):
-            with naming(self.path):
+            with self._naming():
                 self.writer.write_table(table.cast(self.schema), row_group_size=len(table))
             self.row_groups += 1
 
@@ -82,9 +83,18 @@ class ShardWriter:
         """Finish the file, with `notes` in its footer for `read_notes`."""
         if notes is not None:
             self.writer.add_key_value_metadata({_NOTES: json.dumps(notes)})
-        with naming(self.path):
+        with self._naming():
             self.writer.close()
         put_in_place(self.part, self.path)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            with naming(self.path):
+                yield
+        except DiskError:
+            self.writer.is_open = False  # or it would print a traceback when it is deleted, and fails to close
+            raise
 
 
 class Shards:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
@@ -103,6 +103,8 @@ def load_image(image) -> Image.Image:
 
 
 def _told(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # which names an address in memory
+        return "of no known format"
     return str(error) or type(error).__name__
 
 

@@ -25,6 +25,11 @@ def test_a_full_disk_is_told_with_the_file_and_the_way_out():
     [
         (RuntimeError("Failed to write: No space left on device (os error 28)"), f"out: {FULL}"),
         (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+            "out: cannot be written; ",
+        ),
+        (OSError(errno.ENOSPC, "full", "source.py", None, "out/copy.py"), f"out/copy.py: {FULL}"),
+        (
             RuntimeError("PytorchStreamWriter failed writing file data/1: file write failed"),
             "out: cannot be written; ",
         ),

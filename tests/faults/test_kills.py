@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import faulty_runs
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ from faulty_runs import WITHIN, Run, draw, run
 from trials import clear, compared, killed_and_done, uninterrupted
 
 SEED = 0
+KILLS = int(os.environ.get("MOON2_KILLS", 20))  # of every verb
 AGAIN = 3  # every so many runs are killed a second time
 
 
@@ -22,7 +25,7 @@ CHEAP = ("convert", "build-dataset", "encode, again", "index, again")
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [(name, 2) for name in CHEAP] + [pytest.param(name, 20, marks=pytest.mark.faults) for name in NAMES],
+    [(name, 2) for name in CHEAP] + [pytest.param(name, KILLS, marks=pytest.mark.faults) for name in NAMES],
 )
 def test_killed_at_any_point_it_ends_as_if_nothing_had_happened(name, number, make, place, table):
     verb = make(name)
@@ -54,7 +57,7 @@ def test_a_driver_of_ray_that_is_killed_goes_on(inputs, saved_model, place, tabl
     verb = verb._replace(halfway=lambda place, expected: None)
     whole, _ = uninterrupted(verb, place)
     problems = []
-    for fault in draw(whole, 6, SEED):
+    for fault in draw(whole, max(1, KILLS // 3), SEED):
         killed, found = killed_and_done(verb, place, [fault], {})
         lost, wrong = compared_numbers(vectors_of(found), expected)
         table.add("killed", "encode, Ray", killed, bool(lost), bool(wrong))
@@ -100,7 +103,7 @@ class DyingClient(list):
                 raise ConnectionAbortedError
 
 
-@pytest.mark.parametrize("number", [2, pytest.param(20, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("number", [2, pytest.param(KILLS, marks=pytest.mark.faults)])
 def test_a_push_that_is_killed_puts_the_whole_model_there_once(number, hub, hub_folder, place, table):
     (place.parent / "token").write_text("hf_fake")
     patches = {f"huggingface_hub.constants:{name}": value for name, value in (

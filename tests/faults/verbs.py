@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,9 @@ from moon2_dataset.schema import PRODUCT_FEATURES
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "moe_intermediate_size": 16,
          "vision_hidden_size": 32, "vision_depth": 2, "image_size": 32, "vocab_size": 300}  # fmt: skip
 VIEWS = ["text", "image", "multimodal"]
-TIMES = {"seconds", "triplets_per_second"}
+# Of the process, not of the run: times, and the Trainer's mean loss over the steps since it was started.
+OF_PROCESS = {"seconds", "triplets_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second",
+              "train_loss"}  # fmt: skip
 # What is not compared: of runs of training, which are told of in times and on plots of them, and pickled arguments.
 NOT_COMPARED = {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "training.png", ".lock"}
 
@@ -33,7 +36,7 @@ class Verb(NamedTuple):
         outcome: name -> bytes or numbers of what is there when it is done; half of it must nowhere be taken for whole.
         before: lays out what is there before.
         halfway: looks, after a kill, at what others would take for whole; given the folder and the outcome expected.
-        stays: files that a run which fails leaves as they were before.
+        stays: files that a run which fails leaves as they were before, or has all put in place.
         patches: see `faulty_runs.run`.
     """
 
@@ -56,13 +59,15 @@ def all_files(place: Path) -> dict[str, Any]:
                     content = without_times(json.loads(content))
                 except ValueError:  # half of it
                     pass
+            elif path.name.endswith("report.md"):
+                content = re.sub(rb" in [\d.,]+ s\.", b"", content)
             found[str(path.relative_to(place))] = content
     return found
 
 
 def without_times(content: Any) -> Any:
     if isinstance(content, dict):
-        return {name: without_times(value) for name, value in content.items() if name not in TIMES}
+        return {name: without_times(value) for name, value in content.items() if name not in OF_PROCESS}
     return [without_times(value) for value in content] if isinstance(content, list) else content
 
 
@@ -103,8 +108,8 @@ def train(data: Path, place: Path, *options: str) -> Verb:
 def run_folder(place: Path) -> dict[str, Any]:
     return {
         name: content
-        for name, content in all_files(place / "run").items()
-        if not name.startswith(("checkpoint-", "runs/")) and not name.endswith((".md", ".png"))
+        for name, content in all_files(place).items()
+        if re.fullmatch(r"run/(?!.*\.(md|png)$)[^/]*", name)
     }
 
 
@@ -214,6 +219,7 @@ def lance_rows(place: Path) -> dict[str, Any]:
     rows = {row["product_id"]: row for row in table.to_pylist()}
     assert len(rows) == len(table), "products are doubled"
     beside = {name: content for name, content in all_files(place).items() if not name.startswith("vectors.lance/")}
+    beside.get("vectors.lance.json", {}).pop("files", None)  # have random names
     return rows | beside
 
 

@@ -117,6 +117,15 @@ def test_unusable_images_raise_and_name_the_item(tiny_processor, make_image, bad
         tiny_processor(text=["a", "b", "c"], images=[None, make_image(0), [make_image(1), bad(make_image(2))]])
 
 
+def test_the_message_of_an_unreadable_image_is_the_same_every_time():
+    messages = set()
+    for _ in range(2):
+        with pytest.raises(ValueError) as error:
+            load_image(b"<html>not found</html>")
+        messages.add(str(error.value))
+    assert messages == {"unreadable image (of no known format)"}
+
+
 def test_odd_but_usable_shapes(tiny, make_image):
     model, processor = tiny
     images = [make_image(0, 1, 1), make_image(1, 3, 600), make_image(2, 2000, 11)]
