@@ -29,12 +29,13 @@ from .catalogue_source import RowError
 from .filters import Filters
 from .index_manifest import MANIFEST, check_encoder, new_manifest, read_manifest, write_json
 from .indexed_rows import make_thumbnail, product_row, row_item
-from .product_table import ProductTable
+from .product_table import ProductTable, check_files
 from .unwritten_rows import UnwrittenRows
 from .vectors_in_memory import VectorsInMemory
 
 BATCH_PRODUCTS = 256  # encoded together
 IDS_AT_ONCE = 1000
+CHECKED_BYTES = 256 << 20  # of a table that is compared with its checksums when it is opened, in under a second
 # Queries ask for multimodal vectors; products for those like them, by any one view.
 SEARCHES = (*((view, "multimodal") for view in VIEWS), ("text", "text"), ("image", "image"))
 OLD_VERSIONS = timedelta(hours=1)  # that a query may still be reading
@@ -139,6 +140,7 @@ class CatalogueIndex(ProductTable):
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
+        check_files(folder, CHECKED_BYTES)
         check_encoder(folder, manifest, fingerprint or fingerprint_of(encoder), encoder.width)
         return cls(folder, encoder, manifest, ann_from)
 

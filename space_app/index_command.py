@@ -20,7 +20,7 @@ from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
 from .catalogue_index import CatalogueIndex, fingerprint_of
 from .catalogue_source import CatalogueSource, Limits, RowError, errors_as_csv
 from .index_manifest import OtherEncoderError
-from .product_table import ProductTable
+from .product_table import ProductTable, check_files, naming_damage
 
 SHOWN_ERRORS = 10
 
@@ -102,15 +102,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.check:
         if (current := folder.current()) is None:
             raise FileNotFoundError(f"{folder.folder}: no index there; make one with `moon2 index`")
-        print(f"{ProductTable(current).check():,} files in {current} are as they were written")
+        print(f"{check_files(current):,} files in {current} are as they were written")
         if not (arguments.catalogue or arguments.delete or arguments.reindex):
             return
-    index = open_with_model(folder, arguments.model, arguments.reindex)
-    if arguments.delete:
-        print(f"{index.delete(arguments.delete):,} products deleted")
-    if arguments.catalogue:
-        add_catalogue(arguments, folder, index)
-    print(f"{len(index):,} products in {index.folder} ({time.perf_counter() - begin:.0f} s){_told_ann(index)}")
+    with naming_damage(folder.current() or folder.folder):
+        index = open_with_model(folder, arguments.model, arguments.reindex)
+        if arguments.delete:
+            print(f"{index.delete(arguments.delete):,} products deleted")
+        if arguments.catalogue:
+            add_catalogue(arguments, folder, index)
+        print(f"{len(index):,} products in {index.folder} ({time.perf_counter() - begin:.0f} s){_told_ann(index)}")
 
 
 def open_with_model(folder: CatalogueFolder, model: str | None, reindex: bool = False) -> CatalogueIndex:
@@ -137,7 +138,7 @@ def open_with_model(folder: CatalogueFolder, model: str | None, reindex: bool = 
     old = ProductTable(folder.current())
     if old.manifest["fingerprint"] == fingerprint:
         return folder.open(encoder, fingerprint)
-    old.check()  # all of it is read anyway
+    check_files(old.folder)  # all of it is read anyway
     with Bar("encode") as bar:
         return folder.reindex(old, encoder, name, fingerprint, bar.update)
 

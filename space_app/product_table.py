@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any, NamedTuple
 
 import lancedb
@@ -18,8 +19,8 @@ from lancedb.expr import Expr, col
 from lancedb.query import AsyncQuery
 from lancedb.table import AsyncTable
 
-from moon2_dataset.disk_errors import naming
-from moon2_training.checksums import check_lance
+from moon2_dataset.disk_errors import naming, told_of_disk
+from moon2_training.checksums import check_lance, lance_files
 from moon2_training.vector_columns import vector_column
 
 from .index_manifest import read_manifest
@@ -73,18 +74,6 @@ class ProductTable:
     def version(self) -> int:
         """A number that changes whenever the table does."""
         return self._table.version
-
-    def check(self) -> int:
-        """Compare all files of the table with their checksums; it is read whole, so `open` does not.
-
-        Returns:
-            How many files there are.
-
-        Raises:
-            ValueError: one is damaged; names it.
-        """
-        check_lance(self.files, self.manifest["files"], "index the catalogue again in another data folder")
-        return len(self.manifest["files"])
 
     def ids(self) -> list[str]:
         """The ids of all products."""
@@ -163,3 +152,46 @@ class ProductTable:
             return everything if where is None else everything.where(where)
 
         return self._reader.read(query)
+
+
+def check_files(folder: Path, most_bytes: int | None = None) -> int:
+    """Compare the files of an index with their checksums, all of which are read; LanceDB keeps none itself.
+
+    Args:
+        folder: of the index.
+        most_bytes: pass over an index that is larger.
+
+    Returns:
+        How many files were compared.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        ValueError: one is damaged; names it.
+    """
+    checksums, table = read_manifest(folder)["files"], folder / f"{TABLE}.lance"
+    if most_bytes is not None and sum(file.stat().st_size for file in lance_files(table).values()) > most_bytes:
+        return 0
+    check_lance(table, checksums, "index the catalogue again in another data folder")
+    return len(checksums)
+
+
+@contextmanager
+def naming_damage(folder: Path) -> Iterator[None]:
+    """Say of what LanceDB raises over a damaged index which file it is.
+
+    Args:
+        folder: of the index.
+
+    Raises:
+        ValueError: instead of what LanceDB raises.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not any("lancedb" in Path(frame.filename).parts for frame in extract_tb(error.__traceback__)):
+            raise
+        if told_of_disk(error) is not None:
+            raise
+        check_files(folder)
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder}: cannot be read ({reason}); index the catalogue again") from error

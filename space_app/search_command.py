@@ -17,6 +17,7 @@ from moon2_dataset.recipe import RecipeParser
 from .catalogue_folder import DATA_DIR, CatalogueFolder, data_folder
 from .filters import Filters
 from .index_command import open_with_model
+from .product_table import naming_damage
 from .search import CatalogueSearch, SearchHit, SearchQuery
 from .search_sheet import Hit, Search, draw_searches
 
@@ -77,15 +78,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = CatalogueFolder(data_folder(arguments.data_dir))
     if folder.current() is None:
         raise FileNotFoundError(f"{folder.folder}: no index there; make one with `moon2 index`")
-    index = open_with_model(folder, arguments.model)
-    search = CatalogueSearch(index.encoder, index)
-    if arguments.like is not None:
-        asked, answers = [arguments.like], [search.like(arguments.like, arguments.k, filters)]
-    else:
-        texts: list[str | None] = list(arguments.text or [None])
-        queries = [SearchQuery(text, picture, arguments.balance, filters) for text in texts]
-        asked = [text or arguments.image for text in texts]
-        answers = search.many(queries, arguments.k)
+    with naming_damage(folder.current()):
+        index = open_with_model(folder, arguments.model)
+        search = CatalogueSearch(index.encoder, index)
+        if arguments.like is not None:
+            asked, answers = [arguments.like], [search.like(arguments.like, arguments.k, filters)]
+        else:
+            texts: list[str | None] = list(arguments.text or [None])
+            queries = [SearchQuery(text, picture, arguments.balance, filters) for text in texts]
+            asked = [text or arguments.image for text in texts]
+            answers = search.many(queries, arguments.k)
     if arguments.json:
         json.dump(
             [_as_json(*pair) for pair in zip(asked, answers, strict=True)], sys.stdout, ensure_ascii=False, indent=2

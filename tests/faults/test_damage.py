@@ -14,7 +14,9 @@ import verbs
 from moon2_dataset import load_products
 from moon2_dataset.build.catalogue import PRODUCT_SCHEMA
 from moon2_dataset.shards import ShardWriter
+from moon2_space import catalogue_index
 from moon2_space.index_command import main as index_command
+from moon2_space.search_command import main as search_command
 from moon2_training.checksums import CHECKSUMS
 from moon2_training.encode import Encoder, encoder_fingerprint, load_encoder
 from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue
@@ -200,14 +202,33 @@ def test_damaged_vectors_in_a_lance_table_are_not_taken(number, saved_model, inp
         encode_catalogue(arguments(saved_model, inputs, tmp_path / "vectors.lance"), progress=False)
 
 
-@FEW
-def test_a_check_finds_a_damaged_index(number, saved_model, inputs, tmp_path, table):
-    index_command([str(inputs / "products" / "products.parquet"), "--model", str(saved_model), "--data_dir",
-                   str(tmp_path / "data")])  # fmt: skip
+@pytest.fixture
+def index(saved_model, inputs, tmp_path) -> Path:
+    """The file with the rows of an index."""
+    products, data = inputs / "products" / "products.parquet", tmp_path / "data"
+    index_command([str(products), "--model", str(saved_model), "--data_dir", str(data)])
+    (file,) = data.glob("index-*/products.lance/data/*.lance")
+    return file
 
+
+@FEW
+def test_a_damaged_index_is_not_searched(number, index, tmp_path, table):
     def read() -> bool:
-        index_command(["--check", "true", "--data_dir", str(tmp_path / "data")])
+        search_command(["red mug", "--data_dir", str(tmp_path / "data")])
         return False
 
-    for file in (tmp_path / "data").glob("index-*/products.lance/data/*.lance"):
-        try_damages(file, "index", read, number, table)
+    try_damages(index, "index", read, number, table)
+    search_command(["red mug", "--data_dir", str(tmp_path / "data")])
+
+
+def test_a_large_index_is_not_compared_when_it_is_opened_but_what_cannot_be_read_is_named(
+    index, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(catalogue_index, "CHECKED_BYTES", 0)
+    content = index.read_bytes()
+    index.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=f"{index.name}: damaged; index the catalogue again"):
+        search_command(["red mug", "--data_dir", str(tmp_path / "data")])
+    index.unlink()
+    with pytest.raises(ValueError, match="cannot be read .*; index the catalogue again"):
+        search_command(["red mug", "--data_dir", str(tmp_path / "data")])

@@ -251,6 +251,8 @@ def index_rows(place: Path) -> dict[str, Any]:
     """product_id -> all that is kept of a product; what words find, which indexes there are, and the manifest."""
     from lancedb.query import MatchQuery
 
+    from moon2_space.product_table import check_files
+
     table = open_index(place)
     rows = table._scan(table._table.schema.names).to_pylist()
     found = {row["product_id"]: row for row in rows}
@@ -259,7 +261,10 @@ def index_rows(place: Path) -> dict[str, Any]:
     found["words"] = sorted(hits["product_id"].to_pylist())
     found["indexes"] = sorted(column for index in table._table.list_indices() for column in index.columns)
     ann = table.manifest["ann"]
-    found["manifest"] = table.manifest | {"ann": ann and {"products": ann["products"]}, "files": table.check() > 0}
+    found["manifest"] = table.manifest | {
+        "ann": ann and {"products": ann["products"]},
+        "files": check_files(table.folder) > 0,
+    }
     found["folders"] = sorted(path.name for path in place.glob("index-*"))
     return found
 
