@@ -35,7 +35,7 @@ from .vectors_in_memory import VectorsInMemory
 
 BATCH_PRODUCTS = 256  # encoded together
 IDS_AT_ONCE = 1000
-CHECKED_BYTES = 256 << 20  # of a table that is compared with its checksums when it is opened, in under a second
+CHECKED_BYTES = 256 << 20  # a table of no more is compared with its checksums when it is opened
 # Queries ask for multimodal vectors; products for those like them, by any one view.
 SEARCHES = (*((view, "multimodal") for view in VIEWS), ("text", "text"), ("image", "image"))
 OLD_VERSIONS = timedelta(hours=1)  # that a query may still be reading

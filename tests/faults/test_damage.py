@@ -221,9 +221,7 @@ def test_a_damaged_index_is_not_searched(number, index, tmp_path, table):
     search_command(["red mug", "--data_dir", str(tmp_path / "data")])
 
 
-def test_a_large_index_is_not_compared_when_it_is_opened_but_what_cannot_be_read_is_named(
-    index, tmp_path, monkeypatch
-):
+def test_of_a_large_index_that_is_not_compared_what_cannot_be_read_is_named(index, tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue_index, "CHECKED_BYTES", 0)
     content = index.read_bytes()
     index.write_bytes(content[: len(content) // 2])
