@@ -211,9 +211,12 @@ def test_a_run_that_goes_on_does_not_encode_finished_shards_again(model, catalog
         at += 1
     encoded = []
     original = Encoder._inputs
-    monkeypatch.setattr(
-        Encoder, "_inputs", lambda self, items, rows, *rest: encoded.extend(rows) or original(self, items, rows, *rest)
-    )
+
+    def watched(self, items, rows, *rest, **options):
+        encoded.extend(rows)
+        return original(self, items, rows, *rest, **options)
+
+    monkeypatch.setattr(Encoder, "_inputs", watched)
     encode(model, catalogue, tmp_path / "out")
     assert len(encoded) == 4
 
