@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
-from transformers import ProgressCallback, Trainer
+from transformers import ProgressCallback, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from modeling_moon2 import Moon2Model, Moon2Processor, Moon2ViewsOutput
 from moon2_dataset import ProductQueries
@@ -206,6 +206,17 @@ class Moon2Trainer(Trainer):
             self.add_callback(TrainingReportCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(CompactProgressCallback)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
+        """Train as `Trainer` does; but where the checkpoint has all `max_steps` behind it, take not one step more."""
+        is_split = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if isinstance(resume_from_checkpoint, str) and self.args.max_steps > 0 and not is_split:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+            if state.global_step >= self.args.max_steps:
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.state = state
+                return TrainOutput(state.global_step, 0.0, {})
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches grouped by leaf category, `args.leaf_share` of each."""

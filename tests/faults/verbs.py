@@ -106,11 +106,14 @@ def train(data: Path, place: Path, *options: str) -> Verb:
 
 
 def run_folder(place: Path) -> dict[str, Any]:
-    return {
+    found = {
         name: content
         for name, content in all_files(place).items()
         if re.fullmatch(r"run/(?!.*\.(md|png)$)[^/]*", name)
     }
+    if isinstance(log := found.get("run/trainer_state.json"), dict):  # the last line tells of the process alone
+        log["log_history"] = [line for line in log["log_history"] if "loss" in line]
+    return found
 
 
 # augment

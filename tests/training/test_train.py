@@ -127,6 +127,20 @@ def test_a_run_that_is_resumed_on_other_data_says_which_file(recipe, shop, tmp_p
     assert results["training"]["steps"] == 4 and results["training"]["skipped_steps"] == 0
 
 
+def test_a_run_killed_behind_its_last_checkpoint_takes_no_step_more(recipe, tmp_path):
+    options = ["--max_steps", "3", "--save_strategy", "steps", "--save_steps", "3", "--lr_scheduler_type", "constant",
+               "--resume_from_checkpoint", "last"]  # fmt: skip
+    main(["--config", str(recipe), *options])
+    out = tmp_path / "out"
+    before = load_file(out / "model.safetensors")
+    for name in ("model.safetensors", "SHA256SUMS", "results.json", "trainer_state.json"):
+        (out / name).unlink()  # as if killed before they were written
+    main(["--config", str(recipe), *options])
+    after = load_file(out / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((out / "results.json").read_text())["training"]["steps"] == 3
+
+
 def test_shape_flags_do_not_go_with_a_given_model(recipe):
     with pytest.raises(ValueError, match="--hidden_size shapes a model from scratch, but --model=somewhere"):
         main(["--config", str(recipe), "--model", "somewhere"])
