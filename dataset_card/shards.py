@@ -6,7 +6,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .disk_errors import DiskError, naming
+from .disk_errors import naming
 
 EXAMPLES = 3  # kept of every reason
 GROUP_ROWS, GROUP_BYTES = 1000, 32 << 20
@@ -68,6 +67,7 @@ class ShardWriter:
     def __init__(self, path: Path, schema: pa.Schema, **options: Any) -> None:
         self.path, self.schema = path, schema
         self.part = part_of(path)
+        self.writer: pq.ParquetWriter | None = None
         with naming(path):
             self.writer = pq.ParquetWriter(self.part, schema, write_page_checksum=True, **options)
         self.row_groups = 0
@@ -75,7 +75,7 @@ class ShardWriter:
     def write(self, table: pa.Table) -> None:
         """Write a table as one row group; one without rows leaves no trace."""
         if len(table):
-            with self._naming():
+            with naming(self.path):
                 self.writer.write_table(table.cast(self.schema), row_group_size=len(table))
             self.row_groups += 1
 
@@ -83,18 +83,15 @@ class ShardWriter:
         """Finish the file, with `notes` in its footer for `read_notes`."""
         if notes is not None:
             self.writer.add_key_value_metadata({_NOTES: json.dumps(notes)})
-        with self._naming():
+        with naming(self.path):
             self.writer.close()
         put_in_place(self.part, self.path)
 
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        try:
-            with naming(self.path):
-                yield
-        except DiskError:
-            self.writer.is_open = False  # or it would print a traceback when it is deleted, and fails to close
-            raise
+    def __del__(self) -> None:
+        if (
+            self.writer is not None
+        ):  # what was left open is not wanted; pyarrow would finish it, and tell of a full disk
+            self.writer.is_open = False
 
 
 class Shards:
