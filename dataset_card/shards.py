@@ -88,9 +88,7 @@ class ShardWriter:
         put_in_place(self.part, self.path)
 
     def __del__(self) -> None:
-        if (
-            self.writer is not None
-        ):  # what was left open is not wanted; pyarrow would finish it, and tell of a full disk
+        if self.writer is not None:  # left open it is not wanted; pyarrow would finish it, and tell of a full disk
             self.writer.is_open = False
 
 
