@@ -21,7 +21,7 @@ def files(index):
 
 @pytest.fixture
 def unoptimized(index, monkeypatch):
-    monkeypatch.setattr(index, "_refresh", lambda: None)
+    monkeypatch.setattr(index, "_refresh", lambda changed: None)
     return index
 
 
