@@ -138,6 +138,7 @@ def test_a_checkpoint_with_a_hostile_pickle_is_not_resumed(name, write, stopped,
     hostile = shutil.copytree(checkpoint, tmp_path / "checkpoint-1")
     if name == "pytorch_model.bin":
         (hostile / "model.safetensors").unlink()
+        (hostile / "SHA256SUMS").unlink()
     write(Hostile(marker), hostile / name)
     with pytest.raises(ValueError, match="checkpoint-1: a file of this checkpoint holds more than tensors"):
         train([*arguments, "--max_steps", "2", "--resume_from_checkpoint", str(hostile)])
