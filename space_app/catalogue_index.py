@@ -19,8 +19,9 @@ from lancedb.query import AsyncFTSQuery, AsyncVectorQuery, MatchQuery
 from lancedb.table import AsyncTable
 
 from moon2_training.checksums import lance_checksums, lance_files
-from moon2_training.encode import VIEWS, Encoder, encoder_fingerprint
+from moon2_training.encode import VIEWS, Encoder
 from moon2_training.evaluate import AnyEncoder
+from moon2_training.saved_encoder import encoder_fingerprint
 from moon2_training.vector_columns import VECTOR_COLUMNS, vector_column
 from moon2_training.written_vectors import WrittenVectors
 

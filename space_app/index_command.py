@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from moon2_dataset.build.mapping import parse_columns
 from moon2_dataset.recipe import RecipeParser
-from moon2_training.encode import Encoder, load_encoder
+from moon2_training.encode import Encoder
+from moon2_training.saved_encoder import load_encoder
 from moon2_training.written_vectors import WrittenVectors
 
 from .bundled_model import BUNDLED_MODEL

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moon2_training.encode import Encoder, load_encoder
+from moon2_training.encode import Encoder
+from moon2_training.saved_encoder import load_encoder
 
 from .bundled_model import lasting_name, model_place
 from .catalogue_folder import CatalogueFolder

@@ -106,7 +106,8 @@ def test_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel):
 def test_wheel_carries_an_encoder_that_loads(unpacked, run_unpacked):
     assert (unpacked / "moon2_space/moon2-mini/1_Pooling/config.json").is_file()
     code = (
-        "from importlib.resources import files; from moon2_training.encode import Encoder, load_encoder\n"
+        "from importlib.resources import files; from moon2_training.encode import Encoder\n"
+        "from moon2_training.saved_encoder import load_encoder\n"
         "encoder = Encoder(*load_encoder(files('moon2_space') / 'moon2-mini'))\n"
         "print(encoder.encode([{'text': 'red mug', 'images': []}], progress=False).shape)"
     )

@@ -22,10 +22,10 @@ import torch
 import modeling_moon2
 from moon2_dataset.hub_card import base_name
 
-from .encode import load_encoder
 from .evaluate import write_json
 from .hub_folder import complete_hub_folder, read_provenance, save_hub_folder
 from .model_card import newest_scores, write_model_card
+from .saved_encoder import load_encoder
 
 RESULTS = "results.json"
 CODE = "*_moon2.py"

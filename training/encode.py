@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from modeling_moon2 import Moon2Config, Moon2Routing
-from modeling_moon2.layout_moon2 import sequence_packing, vision_layout
-from modeling_moon2.processing_moon2 import load_image, text_parts
+from modeling_moon2 import Moon2Routing
 
-from .checksums import check_checksums, find_unreadable
-from .encoded_pictures import decode_picture, picture_size
-from .items import item_name, take_view
-from .non_finite import check_vectors, non_finite_weight
-from .plain_files import plain_weights
+from .batch_inputs import Batch, BatchInputs, Loss, ahead
+from .non_finite import check_vectors
 
 VIEWS = ("text", "image", "multimodal")
 BATCHES_PER_WINDOW = 64  # items are sorted by length within a window, so that reading stays nearly sequential
-CHARACTERS_PER_TOKEN = 4
 SMALL_MODEL = 200_000_000  # parameters
 MAX_WORKERS = 8  # a thread holds a batch of decoded pictures
-# What differs between a model in memory and the same one saved and loaded; the weights tell their types themselves.
-NOT_IN_FINGERPRINT = ("_name_or_path", "architectures", "auto_map", "dtype", "processor_class", "transformers_version")
 
 
 class Views(NamedTuple):
@@ -55,20 +42,6 @@ class Views(NamedTuple):
     multimodal: np.ndarray
     has_text: np.ndarray
     has_image: np.ndarray
-
-
-class Loss(NamedTuple):
-    """What could not be encoded of an item.
-
-    Args:
-        row: of the item in its window.
-        message: what is wrong, without the item's name.
-        dropped: whether the item has no vector for it; else a picture is missing from its vectors.
-    """
-
-    row: int
-    message: str
-    dropped: bool
 
 
 class Encoded(NamedTuple):
@@ -240,10 +213,14 @@ class Encoder:
             ValueError: an item lacks the view or cannot be read; the message names the item.
         """
         with ThreadPoolExecutor(1) as reader:
-            plans = self._plans(reader, self._windows(items), view, False)
-            work = partial(self._inputs, view=view, lenient=False)
-            for batch in _ahead(plans, work, {"max_workers": self.workers}):
+            batches = self._batch_inputs()
+            plans = batches.plans(reader, self._windows(items), view, False)
+            work = partial(batches.make, view=view, lenient=False)
+            for batch in ahead(plans, work, {"max_workers": self.workers}):
                 yield batch.inputs
+
+    def _batch_inputs(self) -> BatchInputs:
+        return BatchInputs(self.processor, self.model.config.vision_config, self.batch_size)
 
     def _windows(self, items: Sequence[dict[str, Any]]) -> Iterator[tuple[Sequence[dict[str, Any]], range]]:
         window = self.batch_size * BATCHES_PER_WINDOW
@@ -257,14 +234,14 @@ class Encoder:
         lenient: bool = False,
         skip_lacking: bool = False,
         side_by_side: bool | None = None,
-    ) -> Iterator[tuple[_Batch, Any]]:
+    ) -> Iterator[tuple[Batch, Any]]:
         """Yield batches and what `take` takes from the model's outputs, None for a batch without inputs.
 
         Batches run side by side, each on one thread, or one after the other on all of them; unless told, whichever is
         faster. An embedding's last digits may depend on it.
         """
 
-        def run(batch: _Batch) -> tuple[_Batch, Any]:
+        def run(batch: Batch) -> tuple[Batch, Any]:
             if batch.inputs is None:
                 return batch, None
             inputs = send_to_device(dict(batch.inputs), self.model.device)
@@ -275,19 +252,20 @@ class Encoder:
         self.model.eval()
         try:
             with ThreadPoolExecutor(1) as reader:
-                plans = self._plans(reader, windows, view, skip_lacking)
+                batches = self._batch_inputs()
+                plans = batches.plans(reader, windows, view, skip_lacking)
                 first = next(plans, None)
                 if first is None:
                     return
                 if side_by_side is None:
                     side_by_side = self._has_small_operations() and len(first.batches) > 1
-                work = partial(self._inputs, view=view, lenient=lenient)
+                work = partial(batches.make, view=view, lenient=lenient)
                 if side_by_side:
                     options = {"max_workers": threads, "initializer": torch.set_num_threads, "initargs": (1,)}
-                    yield from _ahead(chain([first], plans), lambda *part: run(work(*part)), options)
+                    yield from ahead(chain([first], plans), lambda *part: run(work(*part)), options)
                     return
                 before = None
-                for batch in _ahead(chain([first], plans), work, {"max_workers": self.workers}):
+                for batch in ahead(chain([first], plans), work, {"max_workers": self.workers}):
                     following = run(batch)
                     if before is not None:  # only now, so that reading its vectors keeps no accelerator waiting
                         yield before
@@ -307,149 +285,6 @@ class Encoder:
             and not hasattr(self.model, "hf_device_map")  # weights are moved in a forward
         )
 
-    def _plans(
-        self,
-        reader: ThreadPoolExecutor,
-        windows: Iterable[tuple[Sequence[dict[str, Any]], range]],
-        view: str | None,
-        skip_lacking: bool,
-    ) -> Iterator[_Plan]:
-        """Windows with their batches, longest items first, so that too big a one fails at once; one is read ahead."""
-        windows = iter(windows)
-
-        def planned() -> _Plan | None:
-            for items, rows in windows:
-                return _Plan(items, rows, self._plan(items, rows, view, skip_lacking))
-            return None
-
-        following = reader.submit(planned)
-        while (plan := following.result()) is not None:
-            following = reader.submit(planned)
-            yield plan
-
-    def _plan(
-        self, items: Sequence[dict[str, Any]], rows: range, view: str | None, skip_lacking: bool
-    ) -> list[np.ndarray]:
-        """The rows of every batch of a window: one batch at least, which may be empty."""
-        kept, lengths = [], []
-        for row in rows:
-            item = items[row]
-            if skip_lacking and not _has_view(item, view):
-                continue
-            kept.append(row)
-            lengths.append(self._estimated_length(*take_view(item, row, view or "multimodal")))
-        longest_first = np.array(kept, dtype=np.int64)[np.argsort(-np.array(lengths), kind="stable")]
-        return np.split(longest_first, range(self.batch_size, len(kept), self.batch_size))
-
-    def _estimated_length(self, text: str | Mapping | None, images: list) -> int:
-        """Tokens of an item, from the length of its text and the headers of its images."""
-        characters = sum(len(part) for _, part in text_parts(text))
-        length = min(characters // CHARACTERS_PER_TOKEN, self.processor.tokenizer.model_max_length)
-        image_processor = self.processor.image_processor
-        for image in images:
-            try:
-                patches = image_processor.get_number_of_image_patches(*picture_size(image))
-            except ValueError:  # said with the item's name when its batch is made
-                continue
-            length += patches // image_processor.merge_size**2
-        return length
-
-    def _inputs(
-        self,
-        items: Sequence[dict[str, Any]],
-        rows: np.ndarray,
-        window_rows: int,
-        last: bool,
-        view: str | None,
-        lenient: bool,
-    ) -> _Batch:
-        taken = {row: take_view(items[row], row, view or "multimodal") for row in rows.tolist()}
-        budget = self.processor.image_processor.size["longest_edge"]
-        taken = {
-            row: (text, [decode_picture(image, budget) for image in images]) for row, (text, images) in taken.items()
-        }
-        if not taken:
-            return _Batch(rows, None, [], window_rows, last)
-        try:
-            return _Batch(rows, self._processed(taken, view), [], window_rows, last)
-        except ValueError as error:
-            losses: list[Loss] = []
-            for row in rows.tolist():
-                self._examine(taken, row, losses)
-            if not losses:
-                raise
-            if not lenient:
-                first = losses[0]
-                raise ValueError(f"{item_name(items[first.row], first.row)}{first.message}") from error
-        rows = np.array(list(taken), dtype=np.int64)
-        return _Batch(rows, self._processed(taken, view) if taken else None, losses, window_rows, last)
-
-    def _examine(self, taken: dict[int, tuple[Any, list]], row: int, losses: list[Loss]) -> None:
-        """Find what is wrong with an item and take it out: a picture, or all of it where nothing is left."""
-        text, images = taken[row]
-        good = []
-        for number, image in enumerate(images):
-            try:
-                good.append(load_image(image))
-            except ValueError as error:
-                losses.append(Loss(row, f", image {number}: {error}", dropped=False))
-        taken[row] = text, good
-        if not good and not text_parts(text):
-            losses[-1] = losses[-1]._replace(dropped=True)
-            del taken[row]
-            return
-        try:
-            self._processed({row: taken[row]}, "multimodal")
-        except ValueError as error:
-            losses.append(Loss(row, str(error).removeprefix("item 0"), dropped=True))
-            del taken[row]
-
-    def _processed(self, taken: Mapping[int, tuple[Any, list]], view: str | None) -> BatchFeature:
-        """Model inputs with all that the model would derive from ids and grids alone, which is done on the host."""
-        texts, images = zip(*taken.values(), strict=True)
-        inputs = self.processor(text=list(texts), images=list(images), return_tensors="pt")
-        if "image_grid_thw" in inputs:
-            inputs["image_layout"] = vision_layout(self.model.config.vision_config, inputs["image_grid_thw"])
-        if view is None:
-            end = self.processor.vision_end_token_id
-            inputs["packing"] = sequence_packing(inputs["input_ids"], inputs["attention_mask"], end)
-        return inputs
-
-
-class _Batch(NamedTuple):
-    """Rows of a window and the model inputs made of them; the last batch of a window says so."""
-
-    rows: np.ndarray
-    inputs: BatchFeature | None
-    losses: list[Loss]
-    window_rows: int
-    last: bool
-
-
-class _Plan(NamedTuple):
-    """A window: its items, which of them are in it, and the rows of every batch."""
-
-    items: Sequence[dict[str, Any]]
-    rows: range
-    batches: list[np.ndarray]
-
-
-def _ahead(plans: Iterable[_Plan], work: Callable[..., Any], pool_options: dict[str, Any]) -> Iterator[Any]:
-    """Yield what work(items, rows, rows of the window, is last of it) makes of every batch, in order.
-
-    As many batches as there are threads are worked on ahead of the one that is asked for.
-    """
-    waiting: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(**pool_options) as pool:
-        for plan in plans:
-            for number, rows in enumerate(plan.batches, start=1):
-                last = number == len(plan.batches)
-                waiting.append(pool.submit(work, plan.items, rows, len(plan.rows), last))
-                if len(waiting) > pool_options["max_workers"]:
-                    yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
 
 def _all_views(output: Any) -> tuple[torch.Tensor, ...]:
     return (
@@ -459,89 +294,3 @@ def _all_views(output: Any) -> tuple[torch.Tensor, ...]:
         output.has_text,
         output.has_image,
     )
-
-
-def _has_view(item: dict[str, Any], view: str | None) -> bool:
-    has_text, has_image = bool(text_parts(item["text"])), bool(item["images"])
-    return {"text": has_text, "image": has_image}.get(view, has_text or has_image)
-
-
-def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Load a model, in evaluation mode, and its processor onto the accelerator, or the CPU where there is none.
-
-    Args:
-        model_id: folder of a saved model, or its id on the Hub.
-        options: for `AutoModel.from_pretrained`, such as attn_implementation.
-
-    Raises:
-        FileNotFoundError: there is no model in the folder, or none of that name on the Hub.
-        ValueError: it is a model of another kind, a file of it is damaged, its weights are not in safetensors, or one
-            is not finite.
-    """
-    if Path(model_id).is_dir():
-        if not (Path(model_id) / "config.json").is_file():
-            raise FileNotFoundError(f"{model_id}: no config.json there; give the folder of a saved model")
-        check_checksums(model_id)
-    with _naming_damage(model_id):
-        try:
-            config = AutoConfig.from_pretrained(model_id, trust_remote_code=True)
-        except OSError as error:
-            if Path(model_id).is_dir():
-                raise
-            raise FileNotFoundError(f"{model_id}: no such folder, and no model of that name on the Hub") from error
-        if config.model_type != Moon2Config.model_type:
-            raise ValueError(f"{model_id}: holds a {config.model_type} model; give a MOON2.0 one")
-        with plain_weights(model_id):
-            model = AutoModel.from_pretrained(model_id, trust_remote_code=True, use_safetensors=True, **options)
-        processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
-    if "device_map" not in options:
-        model = model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
-    weight = non_finite_weight(model)
-    if weight is not None:
-        raise ValueError(
-            f"{model_id}: the weight {weight} holds NaN or infinity as {model.dtype}; give an earlier checkpoint, or "
-            "download it again"
-        )
-    return model.eval(), processor
-
-
-@contextmanager
-def _naming_damage(model_id: str | os.PathLike) -> Iterator[None]:
-    """Say of whatever libraries raise over a damaged folder which file it is."""
-    try:
-        yield
-    except Exception as error:
-        if not Path(model_id).is_dir() or (found := find_unreadable(model_id)) is None:
-            raise
-        raise ValueError(f"{found[0]}: damaged ({found[1]}); save the model again, or download it again") from error
-
-
-def encoder_fingerprint(model: PreTrainedModel, processor: ProcessorMixin) -> str:
-    """Hash what an embedding depends on: the weights with their names and types, the configuration, the processor.
-
-    The same for a model in memory, saved and loaded again, wherever it stands; another where it is loaded in another
-    type, for then it answers with other numbers.
-
-    Args:
-        model: a Moon2Model.
-        processor: its Moon2Processor.
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    tokenizer = processor.tokenizer
-    parts = [model.config.to_dict(), processor.image_processor.to_dict()]
-    parts += [tokenizer.backend_tokenizer.to_str(), tokenizer.model_max_length, processor.chat_template]
-    digest.update(json.dumps([_told(part) for part in parts], sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _told(part: Any) -> Any:
-    """A part of a configuration without what says where it came from."""
-    if isinstance(part, Mapping):
-        return {str(key): _told(value) for key, value in part.items() if key not in NOT_IN_FINGERPRINT}
-    return part

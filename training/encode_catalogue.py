@@ -18,8 +18,9 @@ from moon2_dataset.row_errors import RowError, errors_as_csv
 from moon2_dataset.shards import write_text
 
 from .catalogue_shards import ShardJob, encode_shards
-from .encode import MAX_WORKERS, VIEWS, Encoder, encoder_fingerprint, load_encoder
+from .encode import MAX_WORKERS, VIEWS, Encoder
 from .quantization import quantize_int8
+from .saved_encoder import encoder_fingerprint, load_encoder
 from .vector_files import FORMAT, NUMBER_TYPES, ShardRecord, VectorsOutput
 
 ENGINES = ("local", "ray")

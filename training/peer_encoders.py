@@ -23,8 +23,9 @@ from modeling_moon2 import Moon2Config
 from modeling_moon2.processing_moon2 import load_image, text_parts
 from moon2_dataset.augment.consistency import DUAL_ENCODERS, image_features, text_features
 
-from .encode import VIEWS, Encoder, Views, load_encoder
+from .encode import VIEWS, Encoder, Views
 from .items import QueryItems, item_name, take_view
+from .saved_encoder import load_encoder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

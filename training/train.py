@@ -25,13 +25,13 @@ from moon2_dataset.reader import table_files
 from moon2_dataset.recipe import RecipeParser
 
 from .checksums import check_checksums
-from .encode import load_encoder
 from .evaluate import evaluate, format_table, write_json
 from .hub_folder import read_provenance
 from .mini import MiniConfig, build_mini
 from .model_card import write_model_card
 from .plain_files import plain_checkpoint
 from .provenance import changed_data, data_record, given_options
+from .saved_encoder import load_encoder
 from .teacher_features import teacher_files
 from .trainer import Moon2Trainer
 from .trainer_config import Moon2TrainingArguments

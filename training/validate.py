@@ -27,9 +27,9 @@ from modeling_moon2.processing_moon2 import load_image, text_parts
 from moon2_dataset import OPTIONAL_PRODUCT_FEATURES, ProductQueries, load_product_queries
 from moon2_dataset.recipe import RecipeParser
 
-from .encode import load_encoder
 from .losses import OBJECTIVES
 from .mini import MiniConfig, build_mini
+from .saved_encoder import load_encoder
 from .train import SHOWN_NAMES, TrainArguments, product_texts
 from .trainer import Moon2Trainer
 from .trainer_config import Moon2TrainingArguments

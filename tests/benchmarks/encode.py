@@ -40,6 +40,7 @@ from moon2_dataset import load_product_queries
 from moon2_dataset.demo_catalogue import render_demo_catalogue
 from moon2_dataset.product_stream import ProductStream
 from moon2_dataset.shards import ShardWriter
+from moon2_training.batch_inputs import BatchInputs
 from moon2_training.catalogue_shards import ShardJob, _product, encode_shards
 from moon2_training.encode import Encoder
 from moon2_training.encode_catalogue import load_for_encoding
@@ -198,6 +199,7 @@ def measure_parts(bench: EncodeBench) -> None:
         {row: (read[row]["text"], decoded[row]) for row in range(start, min(start + bench.options.batch_size, items))}
         for start in starts
     ]
+    maker = BatchInputs(bench.processor, bench.dense.vision_config, bench.options.batch_size)
     batches = bench.batches(stream, encoder)
     vectors = torch.cat(forward(bench.model("split"), batches)).numpy()
     schema = vectors_schema((VIEW,), vectors.shape[1], "float32")
@@ -214,7 +216,7 @@ def measure_parts(bench: EncodeBench) -> None:
         {
             "read and digest": lambda: catalogue_items(stream),
             "decode": lambda: [[load_image(decode_picture(i, budget)) for i in item["images"]] for item in read],
-            "processor": lambda: [encoder._processed(part, VIEW) for part in taken],
+            "processor": lambda: [maker.processed(part, VIEW) for part in taken],
             "forward": lambda: forward(bench.model("split"), batches),
             "write": write,
         },

@@ -117,8 +117,9 @@ def multiplied(vectors: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 def encode_vectors(path: Path, model: str, products: list[str], queries: list[str]) -> None:
     """Encode a catalogue and queries for it, by text and by image alone and by both, and keep their vectors."""
     from moon2_dataset import load_product_queries
-    from moon2_training.encode import Encoder, load_encoder
+    from moon2_training.encode import Encoder
     from moon2_training.items import ProductItems, QueryItems
+    from moon2_training.saved_encoder import load_encoder
 
     encoder, data = Encoder(*load_encoder(model)), load_product_queries(products, queries)
     asked = encoder.encode_views(QueryItems(data.queries, range(len(data.queries))))

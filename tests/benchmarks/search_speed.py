@@ -24,7 +24,8 @@ from moon2_dataset import load_products
 from moon2_space.catalogue_index import CatalogueIndex
 from moon2_space.search import CatalogueSearch
 from moon2_space.shared_encoder import SharedEncoder
-from moon2_training.encode import Encoder, load_encoder
+from moon2_training.encode import Encoder
+from moon2_training.saved_encoder import load_encoder
 
 
 def products_of_size(products: Dataset, size: int) -> Iterator[dict[str, Any]]:

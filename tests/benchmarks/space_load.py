@@ -36,7 +36,8 @@ from search_speed import products_of_size
 from moon2_dataset import load_products
 from moon2_space.bundled_model import BUNDLED_MODEL
 from moon2_space.catalogue_folder import CatalogueFolder
-from moon2_training.encode import Encoder, load_encoder
+from moon2_training.encode import Encoder
+from moon2_training.saved_encoder import load_encoder
 
 START_TIMEOUT = 120  # seconds
 ANSWER_TIMEOUT = 60  # seconds

@@ -18,9 +18,10 @@ from moon2_space import catalogue_index
 from moon2_space.index_command import main as index_command
 from moon2_space.search_command import main as search_command
 from moon2_training.checksums import CHECKSUMS
-from moon2_training.encode import Encoder, encoder_fingerprint, load_encoder
+from moon2_training.encode import Encoder
 from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue
 from moon2_training.push import check_folder
+from moon2_training.saved_encoder import encoder_fingerprint, load_encoder
 from moon2_training.train import main as train
 from moon2_training.vector_columns import encoded_digest
 from moon2_training.written_vectors import WrittenVectors

@@ -12,8 +12,9 @@ import torch
 from moon2_dataset.demo_catalogue import render_demo_catalogue
 from moon2_space.bundled_model import BUNDLED_MODEL
 from moon2_space.space import SpaceOptions, launch_space, open_catalogue
-from moon2_training.encode import Encoder, load_encoder
+from moon2_training.encode import Encoder
 from moon2_training.mini import build_mini
+from moon2_training.saved_encoder import load_encoder
 
 
 @pytest.fixture(scope="session")

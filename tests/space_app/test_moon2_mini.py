@@ -17,8 +17,9 @@ from modeling_moon2.processing_moon2 import load_image
 from moon2_dataset.demo_catalogue import render_demo_catalogue
 from moon2_space.bundled_model import BUNDLED_MODEL as MINI
 from moon2_training.bundle import CODE, refresh_bundle
-from moon2_training.encode import Encoder, load_encoder
+from moon2_training.encode import Encoder
 from moon2_training.evaluate import evaluate_encoder
+from moon2_training.saved_encoder import load_encoder
 
 MAX_BYTES = 20_000_000
 VERSIONED = "config_sentence_transformers.json"  # names versions of libraries, which differ by environment

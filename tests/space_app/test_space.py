@@ -21,7 +21,8 @@ from moon2_space import live_catalogue
 from moon2_space.search_tab import Form, found, found_like
 from moon2_space.space import SpaceOptions, launch_space, open_catalogue
 from moon2_space.understand_tab import Product, explained
-from moon2_training.encode import Encoder, encoder_fingerprint
+from moon2_training.encode import Encoder
+from moon2_training.saved_encoder import encoder_fingerprint
 
 TOKEN = "a token of some length"
 ENDPOINTS = {

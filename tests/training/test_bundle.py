@@ -13,10 +13,10 @@ import modeling_moon2
 from modeling_moon2.processing_moon2 import load_image
 from moon2_dataset.demo_catalogue import render_demo_catalogue
 from moon2_training.bundle import main, make_bundle, refresh_bundle
-from moon2_training.encode import load_encoder
 from moon2_training.evaluate import evaluate
 from moon2_training.hub_folder import save_hub_folder
 from moon2_training.mini import MiniConfig, build_mini
+from moon2_training.saved_encoder import load_encoder
 
 
 @pytest.fixture

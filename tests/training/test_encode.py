@@ -13,9 +13,10 @@ from transformers import AutoConfig
 
 import moon2_training.encode as encode_module
 from moon2_dataset import PRODUCT_FEATURES, QUERY_FEATURES
-from moon2_training.encode import Encoder, encoder_fingerprint, load_encoder
+from moon2_training.encode import Encoder
 from moon2_training.encoded_pictures import decode_picture
 from moon2_training.items import ProductItems, QueryItems
+from moon2_training.saved_encoder import encoder_fingerprint, load_encoder
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

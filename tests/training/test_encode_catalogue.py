@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from moon2_dataset.schema import PRODUCT_FEATURES
+from moon2_training.batch_inputs import BatchInputs
 from moon2_training.cli import main
-from moon2_training.encode import Encoder, load_encoder
+from moon2_training.encode import Encoder
 from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue
 from moon2_training.items import ProductItems
+from moon2_training.saved_encoder import load_encoder
 
 # Runs in a process of its own, which dies when it is about to touch the disk for the nth time.
 DYING = """
@@ -210,13 +212,13 @@ def test_a_run_that_goes_on_does_not_encode_finished_shards_again(model, catalog
         assert killed_at(at, arguments) == -signal.SIGKILL
         at += 1
     encoded = []
-    original = Encoder._inputs
+    original = BatchInputs.make
 
     def watched(self, items, rows, *rest, **options):
         encoded.extend(rows)
         return original(self, items, rows, *rest, **options)
 
-    monkeypatch.setattr(Encoder, "_inputs", watched)
+    monkeypatch.setattr(BatchInputs, "make", watched)
     encode(model, catalogue, tmp_path / "out")
     assert len(encoded) == 4
 

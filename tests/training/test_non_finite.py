@@ -16,7 +16,7 @@ from trl import TrlParser
 from moon2_dataset import join
 from moon2_training.cli import main
 from moon2_training.collator import Moon2Collator
-from moon2_training.encode import Encoder, load_encoder
+from moon2_training.encode import Encoder
 from moon2_training.evaluate import evaluate
 from moon2_training.losses import OBJECTIVES
 from moon2_training.muon import MuonAdamW
@@ -28,6 +28,7 @@ from moon2_training.non_finite import (
     non_finite_weight,
     withhold_step,
 )
+from moon2_training.saved_encoder import load_encoder
 from moon2_training.trainer import Moon2Trainer
 from moon2_training.trainer_config import Moon2TrainingArguments
 

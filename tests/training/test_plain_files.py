@@ -15,11 +15,11 @@ from moon2_dataset.augment.consistency import Scorer
 from moon2_training.adapt import load_base
 from moon2_training.bundle import make_bundle
 from moon2_training.convert import ConvertArguments, convert
-from moon2_training.encode import load_encoder
 from moon2_training.hub_folder import save_hub_folder
 from moon2_training.peer_encoders import load_any_encoder
 from moon2_training.plain_files import plain_checkpoint, plain_weights
 from moon2_training.push import check_folder
+from moon2_training.saved_encoder import load_encoder
 from moon2_training.train import main as train
 
 PICKLES = ("pytorch_model.bin", "model.pt", "adapter_model.bin", "training_args.bin", "optimizer.pt")
