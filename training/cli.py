@@ -87,17 +87,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         resolve_name(VERBS[name].target)(rest)
     except KeyboardInterrupt:
-        print(f"\nmoon2 {name}: interrupted", file=sys.stderr)
+        _tell(f"moon2 {name}: interrupted")
         return 130
     except ModuleNotFoundError as error:
         if not VERBS[name].extra:
             raise
-        print(f'moon2 {name}: {error}; pip install "moon2[{VERBS[name].extra}]"', file=sys.stderr)
+        _tell(f'moon2 {name}: {error}; pip install "moon2[{VERBS[name].extra}]"')
         return 1
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         if os.environ.get("MOON2_TRACEBACK") == "1":
             raise
-        print(f"moon2 {name}: {error}", file=sys.stderr)
+        _tell(f"moon2 {name}: {error}")
         return 1
     except Exception as error:
         from moon2_dataset.disk_errors import told_of_disk
@@ -105,9 +105,16 @@ def main(argv: list[str] | None = None) -> int:
         told = told_of_disk(error)
         if told is None or os.environ.get("MOON2_TRACEBACK") == "1":
             raise
-        print(f"moon2 {name}: {told}", file=sys.stderr)
+        _tell(f"moon2 {name}: {told}")
         return 1
     return 0
+
+
+def _tell(message: str) -> None:
+    """Write a line on stderr, and not behind a progress bar that stands there."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

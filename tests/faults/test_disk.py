@@ -46,11 +46,13 @@ def small_disk(place) -> Iterator[Callable[..., None]]:
 
 
 def told(done: Run, place: Path) -> str:
-    """The message of a run that failed: the last line, which names what could not be written and says the way out."""
+    """The message of a run that failed, which names what could not be written and says the way out."""
     assert done.code == 1, (done.code, done.printed)
     assert "Traceback" not in done.printed, done.printed
-    line = done.printed.strip().splitlines()[-1]
-    assert line.startswith("moon2 ") and str(place) in line and "; " in line, line
+    lines = [line for line in done.printed.splitlines() if line.startswith("moon2 ")]  # a bar may end behind it
+    assert lines, done.printed
+    line = lines[-1]
+    assert str(place) in line and "; " in line, line
     return line.replace(str(place), "OUT")
 
 

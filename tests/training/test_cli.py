@@ -134,3 +134,11 @@ def test_a_disk_that_is_full_is_one_line_on_stderr(add_verb, capsys, monkeypatch
     monkeypatch.setenv("MOON2_TRACEBACK", "1")
     with pytest.raises(OSError, match="No space left"):
         cli.main(["writing"])
+
+
+def test_an_error_stands_on_a_line_of_its_own_though_a_bar_is_open(add_verb, capsys):
+    source = ["from tqdm import tqdm", "def main(argv):", "    main.bar = tqdm(total=9)", "    main.bar.update(3)",
+              "    raise ValueError('no such thing')"]  # fmt: skip
+    add_verb("wrong", "\n".join(source))
+    assert cli.main(["wrong"]) == 1
+    assert "moon2 wrong: no such thing" in capsys.readouterr().err.splitlines()
