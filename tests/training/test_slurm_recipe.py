@@ -21,7 +21,7 @@ for node in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$node "$@" & started
 for process in "${started[@]}"; do wait "$process" || exit 1; done
 """
 SCONTROL = """#!/bin/bash
-[[ "$*" == "show hostnames localhost,node2" ]] && printf 'localhost\\nnode2\\n'
+[[ "$*" == "show hostnames localhost,node2" ]] && echo localhost && sleep 0.5 && echo node2
 """
 
 
