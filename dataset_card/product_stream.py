@@ -98,7 +98,7 @@ class ParquetPart:
             return pq.ParquetFile(
                 self.path, filesystem=self.files, memory_map=self.files is None, page_checksum_verification=True
             )
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             raise SchemaError(f"{self.name}: cannot be read as Parquet ({error}); write the file again") from error
 
 

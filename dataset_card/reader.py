@@ -243,5 +243,5 @@ def _conformed(source: Path, label: str, conform: Conform) -> Iterator[pa.Table]
         yield conform(parquet.schema_arrow.empty_table().cast(kept), label)
         for batch in parquet.iter_batches(_BATCH_ROWS):
             yield conform(pa.Table.from_batches([batch]).cast(kept), label)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise SchemaError(f"{label}: cannot be read as Parquet ({error}); write the file again") from error

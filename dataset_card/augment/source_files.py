@@ -68,7 +68,7 @@ def open_products(source: Path) -> pq.ParquetFile:
     """
     try:
         parquet = pq.ParquetFile(source, memory_map=True, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{source}: cannot be read as Parquet ({error}); write the file again") from error
     if not parquet.metadata.num_rows:
         raise ValueError(f"{source}: no rows; give at least one")

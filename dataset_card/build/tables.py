@@ -42,7 +42,7 @@ class ParquetTable:
                 self.num_rows = parquet.metadata.num_rows
                 self.columns = list(dict.fromkeys(parquet.schema_arrow.names))
                 groups = parquet.num_row_groups
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             raise ValueError(f"{name}: cannot be read as Parquet ({error})") from error
         self.description = f"Parquet, {self.num_rows:,} rows in {groups} group{'s' * (groups != 1)}"
 

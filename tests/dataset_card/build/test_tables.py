@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PilImage
 
 from moon2_dataset.build.tables import HubRows, ImageFolder, ParquetTable, SavedRows, _fetched
+from moon2_dataset.product_stream import ProductStream
 
 
 def png(seed=0, size=(20, 24)):
@@ -216,3 +217,12 @@ def test_saved_data_stay_in_their_folder(tmp_path):
         state.write_text(wrong)
         with pytest.raises(ValueError, match="cannot be read as saved by datasets"):
             SavedRows(tmp_path / "shop")
+
+
+@pytest.mark.parametrize("read", [lambda path: ParquetTable(path, path.name), lambda path: ProductStream(str(path))])
+def test_parquet_whose_column_names_are_no_text_is_refused_by_name(read, tmp_path):
+    pq.write_table(pa.table({"product_id": ["a"], "title": ["mug"]}), tmp_path / "shop.parquet", store_schema=False)
+    data = (tmp_path / "shop.parquet").read_bytes()
+    (tmp_path / "shop.parquet").write_bytes(data.replace(b"title", b"\x80itle"))
+    with pytest.raises(ValueError, match="shop.parquet: cannot be read as Parquet"):
+        read(tmp_path / "shop.parquet")
