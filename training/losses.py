@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .contrastive import inter_product_loss, intra_product_loss, negative_mask
 from .filtering import FilterResult, SampleFilter, mean_negative_similarity
 from .gathering import gather_rows, process_rank, sum_over_processes
+from .router_losses import load_balancing_loss, mean_distribution, objective_weights, sparsity_loss
 
 if TYPE_CHECKING:
     from modeling_moon2 import Moon2Routing, Moon2ViewsOutput
@@ -136,56 +137,6 @@ def split_roles(outputs: Moon2ViewsOutput, batch_size: int) -> tuple[ItemViews, 
     return roles[0], roles[1], roles[2] if len(roles) == 3 else None
 
 
-def objective_weights(gate_sums: Tensor, token_counts: Tensor, alignment_logits: Tensor) -> Tensor:
-    """ω_m = (1/|B_m|) Σ_{b∈B_m} Σ_z p_{z,m}·G̃_{z,b}, p_{z,m} = softmax over m of W*_{z,m}; mean over layers.
-
-    Args:
-        gate_sums: (M, L, Z), G̃ summed over the tokens of B_m.
-        token_counts: (M,), |B_m| in tokens.
-        alignment_logits: (L, Z, M), W*.
-
-    Returns:
-        (M,) ω; 1/M where B_m is empty.
-    """
-    preferences = alignment_logits.softmax(dim=-1)  # (L, Z, M), p
-    mean_gates = gate_sums / token_counts.clamp(min=1)[:, None, None]  # (M, L, Z)
-    omega = (preferences.permute(2, 0, 1) * mean_gates).sum(dim=-1).mean(dim=-1)  # (M,)
-    return torch.where(token_counts > 0, omega, 1 / len(token_counts))
-
-
-def load_balancing_loss(expert_counts: Tensor, prob_sums: Tensor, token_counts: Tensor) -> Tensor:
-    """L_aux = Z Σ_z f_z·P_z, mean over layers; 1 at perfect balance, Z when one expert takes all with certainty.
-
-    f_z is expert z's share of the assignments and P_z its mean gate probability over all tokens of all views and rows;
-    a token of a prefix that two views share counts in both. Only P_z carries a gradient.
-
-    Args:
-        expert_counts: (3, L, R, Z), how many tokens chose each expert.
-        prob_sums: (3, L, R, Z), G summed over tokens.
-        token_counts: (3, R), tokens.
-
-    Returns:
-        Scalar.
-    """
-    assignments = expert_counts.sum(dim=(0, 2))  # (L, Z)
-    shares = assignments / assignments.sum(dim=-1, keepdim=True).clamp(min=1)  # (L, Z), f
-    mean_probs = prob_sums.sum(dim=(0, 2)) / token_counts.sum().clamp(min=1)  # (L, Z), P
-    return expert_counts.shape[-1] * (shares * mean_probs).sum(dim=-1).mean()
-
-
-def sparsity_loss(alignment_logits: Tensor) -> Tensor:
-    """L_sparsity = (1/Z) Σ_z [ −Σ_m p_{z,m} log p_{z,m} ], mean over layers: each expert is to prefer few objectives.
-
-    Args:
-        alignment_logits: (L, Z, M), W*.
-
-    Returns:
-        Scalar in nats, 0 for one objective per expert, log M for no preference.
-    """
-    log_preferences = alignment_logits.log_softmax(dim=-1)  # (L, Z, M)
-    return -(log_preferences.exp() * log_preferences).sum(dim=-1).mean()
-
-
 def _sum_over_tokens(routing: Moon2Routing, views: slice, rows: Tensor) -> tuple[Tensor, Tensor]:
     """G̃ (L, Z) and the number of tokens (), summed over some views of the rows (B,) marked True."""
     gate_sums = (routing.gate_sums[views] * rows[:, None]).sum(dim=(0, 2))
@@ -195,12 +146,6 @@ def _sum_over_tokens(routing: Moon2Routing, views: slice, rows: Tensor) -> tuple
 def truncate(embeddings: Tensor, dim: int) -> Tensor:
     """The first `dim` dimensions of embeddings (…, D), normalised again (Matryoshka)."""
     return embeddings if dim == embeddings.shape[-1] else F.normalize(embeddings[..., :dim], dim=-1)
-
-
-def _mean_distribution(sums: Tensor) -> Tensor:
-    """Row sums (3, L, R, Z) to a detached distribution per view and layer (3, L, Z); zeros where no tokens are."""
-    totals = sums.detach().sum(dim=2)  # (3, L, Z)
-    return totals / totals.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(totals.dtype).tiny)
 
 
 class DualLevelAlignmentLoss(nn.Module):
@@ -399,8 +344,8 @@ class DualLevelAlignmentLoss(nn.Module):
             if self.objective_weighting == "learned":
                 omega = objective_weights(*routing_sums, alignment_logits)
                 weights = self.objective_floor + (1 - self.objective_floor) * len(active) * omega
-            expert_load = _mean_distribution(expert_counts).mean(dim=1)  # (3, Z)
-            routing_entropy = torch.special.entr(_mean_distribution(prob_sums)).sum(dim=-1).mean(dim=-1)  # (3,)
+            expert_load = mean_distribution(expert_counts).mean(dim=1)  # (3, Z)
+            routing_entropy = torch.special.entr(mean_distribution(prob_sums)).sum(dim=-1).mean(dim=-1)  # (3,)
         if self.objective_weighting == "balanced":
             shares = objective_losses.detach() / objective_losses.detach().sum().clamp(min=1e-6)
             weights = self.objective_floor + (1 - self.objective_floor) * len(active) * shares

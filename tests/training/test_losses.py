@@ -1,29 +1,26 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from loss_batches import IMAGE, MULTIMODAL, TEXT, Batch, assert_close, make_batch, sum_tokens
+from reference_loss import reference
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from modeling_moon2 import ALIGNMENT_OBJECTIVES, Moon2Routing, Moon2ViewsOutput
+from modeling_moon2 import ALIGNMENT_OBJECTIVES, Moon2ViewsOutput
 from moon2_training.contrastive import inter_product_loss, intra_product_loss, negative_mask
 from moon2_training.filtering import MarginSchedule, SampleFilter
 from moon2_training.losses import (
     OBJECTIVES,
     DualLevelAlignmentLoss,
-    load_balancing_loss,
-    objective_weights,
-    sparsity_loss,
     split_roles,
 )
 from moon2_training.memory_queue import MemoryQueue
+from moon2_training.router_losses import load_balancing_loss, objective_weights, sparsity_loss
 
-TEXT, IMAGE, MULTIMODAL = range(3)
 SEEDS = (2, 4, 13)  # of the batches compared with the reference
 WAYS_TO_WEIGH = {
     "as published": {},
@@ -31,201 +28,6 @@ WAYS_TO_WEIGH = {
     "filtered": {"sample_filter": SampleFilter(warmup=0.0)},
     "dropped": {"sample_filter": SampleFilter(threshold=0.999, warmup=0.0, weighting="drop"), "matryoshka_dims": [3]},
 }
-
-
-class Batch(NamedTuple):
-    """A batch before any sum over tokens; its float tensors are leaves, so that gradients are compared per token."""
-
-    embeddings: Tensor  # (3, R, D)
-    has: Tensor  # (2, R) bool, text and image
-    gates: Tensor  # (3, L, R, T, Z), G̃; padding holds numbers too
-    probs: Tensor  # (3, L, R, T, Z), G
-    lengths: Tensor  # (3, R)
-    alignment_logits: Tensor  # (L, Z, 5)
-    temperatures: Tensor  # (2,)
-    product_keys: Tensor  # (N,)
-    title_keys: Tensor  # (N,)
-    positive_keys: Tensor  # (B, P)
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        return [self.embeddings, self.gates, self.probs, self.alignment_logits, self.temperatures]
-
-    @property
-    def keys(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.product_keys, self.title_keys, self.positive_keys
-
-    def views(self, *, dense: bool = False) -> Moon2ViewsOutput:
-        present = torch.stack([*self.has, torch.ones_like(self.has[0])])
-        text, image, multimodal = self.embeddings * present[:, :, None]
-        return Moon2ViewsOutput(
-            text_embeddings=text,
-            image_embeddings=image,
-            multimodal_embeddings=multimodal,
-            has_text=self.has[TEXT],
-            has_image=self.has[IMAGE],
-            routing=None if dense else sum_tokens(self.gates, self.probs, self.lengths),
-            alignment_logits=None if dense else self.alignment_logits,
-            temperatures=self.temperatures,
-        )
-
-
-def sum_tokens(gates: Tensor, probs: Tensor, lengths: Tensor) -> Moon2Routing:
-    real = torch.arange(gates.shape[3]) < lengths[:, :, None]  # (3, R, T)
-    real = real[:, None, :, :, None]
-    return Moon2Routing(
-        gate_sums=(gates * real).sum(3),
-        prob_sums=(probs * real).sum(3),
-        expert_counts=((gates > 0) * real).sum(3).to(gates.dtype),
-        token_counts=lengths.to(gates.dtype),
-    )
-
-
-def make_batch(
-    seed: int,
-    batch_size: int = 5,
-    *,
-    explicit: bool = True,
-    missing: float = 0.3,
-    temperature: float = 0.3,
-    dtype: torch.dtype = torch.float64,
-    has: Tensor | None = None,
-    num_products: int = 8,
-) -> Batch:
-    """Random embeddings and routing; few products and fewer titles, so that both collide within the batch."""
-    rng = torch.Generator().manual_seed(seed)
-    rows, layers, experts, size = batch_size * (3 if explicit else 2), 3, 4, 6
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=rng, dtype=torch.float64)
-
-    def integers(low: int, high: int, *shape: int) -> Tensor:
-        return torch.randint(low, high, shape, generator=rng)
-
-    if has is None:
-        has = uniform(2, rows) >= missing
-        has[TEXT] |= ~has[IMAGE]
-    lengths = torch.stack([integers(1, 5, rows) * has[TEXT], integers(1, 4, rows) * has[IMAGE]])
-    lengths = torch.stack([*lengths, lengths.sum(0) * has.all(0)])
-    probs = (4 * uniform(3, layers, rows, 8, experts)).softmax(-1)
-    best, chosen = probs.topk(2)
-    gates = torch.zeros_like(probs).scatter(-1, chosen, best / best.sum(-1, keepdim=True))
-    product_keys = integers(1, num_products + 1, rows - batch_size)
-    others = integers(0, num_products + 1, batch_size, 2)  # further positives of the query; 0 is padding
-    return Batch(
-        embeddings=torch.nn.functional.normalize(uniform(3, rows, size) - 0.5, dim=-1).to(dtype).requires_grad_(),
-        has=has,
-        gates=gates.to(dtype).requires_grad_(),
-        probs=probs.to(dtype).requires_grad_(),
-        lengths=lengths,
-        alignment_logits=(uniform(layers, experts, 5) * 4).to(dtype).requires_grad_(),
-        temperatures=torch.tensor([temperature, 0.7 * temperature], dtype=dtype, requires_grad=True),
-        product_keys=product_keys,
-        title_keys=product_keys % 4,
-        positive_keys=torch.cat([product_keys[:batch_size, None], others], dim=1),
-    )
-
-
-def reference(
-    batch: Batch,
-    *,
-    learned: bool = True,
-    floor: float = 0.0,
-    aux: float = 0.01,
-    sparsity: float = 0.01,
-    triplet_weights: list[float] | None = None,
-    earlier: list[tuple] = (),
-):
-    """The paper, one row and one token at a time. Returns (loss, [L_m], [weight_m], [served_m], L_aux, L_sparsity).
-
-    `triplet_weights` are the sample filter's; `earlier` items are (r^mm, r^t, has text, product, title).
-    """
-    views, size = batch.views(), len(batch.positive_keys)
-    text, image, multimodal = views.text_embeddings, views.image_embeddings, views.multimodal_embeddings
-    epsilon, intra_epsilon = views.temperatures
-    rows, layers, experts = len(text), batch.gates.shape[1], batch.gates.shape[-1]
-    products, titles = batch.product_keys.tolist(), batch.title_keys.tolist()
-    has_text, has_image = views.has_text.tolist(), views.has_image.tolist()
-    lengths = batch.lengths.tolist()
-    objectives = OBJECTIVES if rows == 3 * size else OBJECTIVES[:4]
-    triplet_weights = triplet_weights or [1.0] * size
-
-    objective_losses, tokens_of, served = [], [], []
-    for name in objectives:
-        row_losses, row_weights, tokens = [], [], []
-        for b in range(size):
-            if name.startswith("inter"):
-                view = OBJECTIVES.index(name)
-                if not (has_text[b] or view == IMAGE) or not (has_image[b] or view == TEXT):
-                    continue
-                positive = torch.exp((text, image, multimodal)[view][b] @ multimodal[size + b] / epsilon)
-                total = positive
-                for n in range(len(products)):
-                    if products[n] not in batch.positive_keys[b].tolist() and titles[n] != titles[b]:
-                        total = total + torch.exp((text, image, multimodal)[view][b] @ multimodal[size + n] / epsilon)
-                for old, _, _, product, title in earlier:
-                    if product not in batch.positive_keys[b].tolist() and title != titles[b]:
-                        total = total + torch.exp((text, image, multimodal)[view][b] @ old / epsilon)
-                tokens += [(view, b, t) for t in range(lengths[view][b])]
-            else:
-                item = b if name == "intra_positive" else size + b
-                if not has_text[size + item] or not has_image[size + item]:
-                    continue
-                positive = torch.exp(image[size + item] @ text[size + item] / intra_epsilon)
-                total = positive
-                for n in range(len(products)):
-                    if has_text[size + n] and products[n] != products[item] and titles[n] != titles[item]:
-                        total = total + torch.exp(image[size + item] @ text[size + n] / intra_epsilon)
-                for _, old, old_has_text, product, title in earlier:
-                    if old_has_text and product != products[item] and title != titles[item]:
-                        total = total + torch.exp(image[size + item] @ old / intra_epsilon)
-                for view in (TEXT, IMAGE):
-                    tokens += [(view, size + item, t) for t in range(lengths[view][size + item])]
-            row_losses.append(-torch.log(positive / total) * triplet_weights[b])
-            row_weights.append(triplet_weights[b])
-        served.append(len(row_losses) > 0)
-        mean = sum(row_losses) / sum(row_weights) if any(row_weights) else torch.zeros((), dtype=text.dtype)
-        objective_losses.append(mean)
-        tokens_of.append(tokens)
-
-    preferences = []  # [l][z][m]
-    for layer in range(layers):
-        preferences.append([])
-        for z in range(experts):
-            powers = [torch.exp(batch.alignment_logits[layer, z, m]) for m in range(len(objectives))]
-            preferences[layer].append([power / sum(powers) for power in powers])
-
-    weights = []
-    for m, tokens in enumerate(tokens_of):
-        omega = torch.tensor(1 / len(objectives), dtype=text.dtype)
-        if tokens:
-            omega = 0
-            for layer in range(layers):
-                for view, row, t in tokens:
-                    for z in range(experts):
-                        gate = batch.gates[view, layer, row, t, z]
-                        omega = omega + preferences[layer][z][m] * gate / len(tokens) / layers
-        weights.append(floor + (1 - floor) * len(objectives) * omega if learned else torch.ones((), dtype=text.dtype))
-
-    all_tokens = [(view, row, t) for view in range(3) for row in range(rows) for t in range(lengths[view][row])]
-    aux_loss, sparsity_term = 0, 0
-    for layer in range(layers):
-        chosen = [sum(float(batch.gates[v, layer, r, t, z] > 0) for v, r, t in all_tokens) for z in range(experts)]
-        for z in range(experts):
-            mean_prob = sum(batch.probs[v, layer, r, t, z] for v, r, t in all_tokens) / len(all_tokens)
-            aux_loss = aux_loss + experts * chosen[z] / sum(chosen) * mean_prob / layers
-            entropy = -sum(p * torch.log(p) for p in preferences[layer][z])
-            sparsity_term = sparsity_term + entropy / experts / layers
-    loss = aux * aux_loss + sparsity * sparsity_term
-    for weight, objective_loss in zip(weights, objective_losses, strict=True):
-        loss = loss + weight * objective_loss
-    return loss, objective_losses, weights, served, aux_loss, sparsity_term
-
-
-def assert_close(actual: Tensor, expected, tolerance: float = 1e-10) -> None:
-    if not isinstance(expected, Tensor):
-        expected = torch.stack([torch.as_tensor(value) for value in expected])
-    torch.testing.assert_close(actual, expected.detach().to(actual.dtype), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["in_batch", "explicit"])
@@ -431,56 +233,6 @@ def test_omega_worked_out_by_hand() -> None:
     # intra: mean G̃ = (0.2+0.6+0.5+0.7)/4 = 0.5 and (1.0+0.4+0.2+0.0)/4 = 0.4
     #        ω = ½[(0.5·0.2 + 0.5·0.6) + (0.4·0.2 + 0.6·0.4)]    = ½[0.40 + 0.32]  = 0.36
     assert_close(output.objective_weights, torch.tensor([3 * 0.315, 3 * 0.3575, 3 * 0.36]), 1e-6)
-
-
-def test_objective_weights_without_tokens_are_one_over_m_and_have_finite_gradients() -> None:
-    gate_sums = torch.zeros(4, 2, 3, requires_grad=True)
-    logits = torch.randn(2, 3, 4, requires_grad=True)
-    omega = objective_weights(gate_sums, torch.zeros(4), logits)
-    assert omega.tolist() == [0.25] * 4
-    for gradient in torch.autograd.grad(omega.sum(), [gate_sums, logits]):
-        assert not gradient.any()
-
-
-def routing_statistics(gates: list[list[float]]) -> tuple[Tensor, Tensor, Tensor]:
-    """One-layer statistics of a text-only row with these tokens, for k = 1 and G = the given distribution."""
-    probs = torch.tensor(gates)
-    expert_counts, prob_sums = torch.zeros(2, 3, 1, 1, probs.shape[-1])
-    expert_counts[TEXT, 0, 0] = torch.nn.functional.one_hot(probs.argmax(-1), probs.shape[-1]).sum(0).float()
-    prob_sums[TEXT, 0, 0] = probs.sum(0)
-    return expert_counts, prob_sums, torch.tensor([[float(len(gates))], [0.0], [0.0]])
-
-
-def test_load_balancing_loss_by_hand() -> None:
-    balanced = routing_statistics((0.1 + 0.6 * torch.eye(4)).tolist())
-    assert_close(load_balancing_loss(*balanced), torch.tensor(1.0), 1e-6)
-    collapsed = routing_statistics([[1.0, 0.0, 0.0, 0.0]] * 4)
-    assert_close(load_balancing_loss(*collapsed), torch.tensor(4.0), 1e-6)
-    # Two layers, balanced and collapsed: the mean of 1 and 4.
-    both = [torch.cat(parts, dim=1) for parts in zip(balanced[:2], collapsed[:2], strict=True)]
-    assert_close(load_balancing_loss(*both, balanced[2]), torch.tensor(2.5), 1e-6)
-    # Z = 2: chosen by 2 and 1 tokens, P = ((0.9+0.6+0.3)/3, (0.1+0.4+0.7)/3) = (0.6, 0.4); 2·(⅔·0.6 + ⅓·0.4) = 16/15.
-    uneven = routing_statistics([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
-    assert_close(load_balancing_loss(*uneven), torch.tensor(16 / 15), 1e-6)
-
-
-def test_load_balancing_counts_a_shared_token_in_every_view_it_is_in() -> None:
-    # The image token [0.9, 0.1] is also the prefix of the multimodal view; the text token [0.2, 0.8] is its end.
-    # f = (2, 1)/3, P = (0.9+0.9+0.2, 0.1+0.1+0.8)/3 = (2, 1)/3; Z Σ f·P = 2·(4/9 + 1/9) = 10/9.
-    expert_counts = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])[:, None, None]
-    prob_sums = torch.tensor([[0.0, 0.0], [0.9, 0.1], [1.1, 0.9]])[:, None, None]
-    aux = load_balancing_loss(expert_counts, prob_sums, torch.tensor([[0.0], [1.0], [2.0]]))
-    assert_close(aux, torch.tensor(10 / 9), 1e-6)
-
-
-def test_sparsity_loss_is_zero_for_one_hot_and_log_m_for_uniform() -> None:
-    one_hot = (200 * torch.eye(5)[:4].repeat(2, 1, 1)).requires_grad_()
-    assert sparsity_loss(one_hot).item() == 0
-    assert torch.autograd.grad(sparsity_loss(one_hot), one_hot)[0].isfinite().all()
-    assert_close(sparsity_loss(torch.full((2, 4, 5), 3.0)), torch.tensor(math.log(5)), 1e-6)
-    # One layer of each: the mean.
-    mixed = torch.cat([one_hot[:1], torch.zeros(1, 4, 5)])
-    assert_close(sparsity_loss(mixed), torch.tensor(math.log(5) / 2), 1e-6)
 
 
 def test_expert_load_and_routing_entropy_by_hand() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from trainer_arguments import arguments
 from trl import TrlParser
 
 from moon2_dataset import join
@@ -184,20 +185,6 @@ def test_a_step_that_is_withheld_leaves_weights_and_state(make, fused):
             expected, _ = run({step: None})
             same = all(torch.equal(weight, wanted) for weight, wanted in zip(weights, expected, strict=True))
             assert same or not fused or make is sgd  # others go on by momentum and weight decay
-
-
-def arguments(folder, **changes) -> Moon2TrainingArguments:
-    defaults = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 6,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return Moon2TrainingArguments(**defaults | changes)
 
 
 class PoisonedCollator(Moon2Collator):

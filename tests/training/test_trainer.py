@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from trainer_arguments import arguments
 from transformers import AutoModel
 
 from moon2_dataset import join, load_product_queries
@@ -20,22 +21,7 @@ from moon2_training.sampler import LeafBatchSampler
 from moon2_training.teacher_features import write_teacher_features
 from moon2_training.train import product_texts
 from moon2_training.trainer import KEYS, Moon2Trainer
-from moon2_training.trainer_config import Moon2TrainingArguments
 from moon2_training.triplets import TripletDataset
-
-
-def arguments(folder, **changes) -> Moon2TrainingArguments:
-    defaults = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 6,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return Moon2TrainingArguments(**defaults | changes)
 
 
 @pytest.fixture
