@@ -2,74 +2,27 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import shutil
-import signal
 from pathlib import Path
 
 import datasets
 import lancedb
 import numpy as np
 import pandas
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from catalogue_runs import change, contents, encode, rows
 
-from moon2_dataset.schema import PRODUCT_FEATURES
-from moon2_training.batch_inputs import BatchInputs
 from moon2_training.cli import main
 from moon2_training.encode import Encoder
-from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue
+from moon2_training.encode_catalogue import EncodeArguments
 from moon2_training.items import ProductItems
 from moon2_training.saved_encoder import load_encoder
-
-# Runs in a process of its own, which dies when it is about to touch the disk for the nth time.
-DYING = """
-import os, shutil, signal
-from pathlib import Path
-
-left = {at}
-
-
-def dying(original):
-    def wrapped(*arguments, **options):
-        global left
-        left -= 1
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **options)
-
-    return wrapped
-
-
-for name in ("rename", "replace", "mkdir", "unlink"):
-    setattr(Path, name, dying(getattr(Path, name)))
-shutil.rmtree = dying(shutil.rmtree)
-from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue
-encode_catalogue(EncodeArguments(**{arguments}), progress=False)
-"""
 
 
 @pytest.fixture(scope="module")
 def model(saved_model) -> str:
     return str(saved_model)
-
-
-def change(path: Path, edit) -> list[dict]:
-    """Write a catalogue again with its list of products edited."""
-    products = pq.read_table(path).to_pylist()
-    products = edit(products) or products
-    datasets.Dataset.from_list(products, features=PRODUCT_FEATURES).to_parquet(path)
-    return products
-
-
-def encode(model: str, catalogue: Path, output: Path, **options) -> dict:
-    options = {"shard_rows": 10, "batch_size": 4} | options
-    return encode_catalogue(EncodeArguments(model, [str(catalogue)], str(output), **options), progress=False)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_what_is_written_is_what_the_encoder_says_in_the_order_of_the_catalogue(model, shop, catalogue, tmp_path):
@@ -146,81 +99,6 @@ def test_a_catalogue_that_is_the_same_costs_nothing(model, catalogue, tmp_path):
     assert "nothing has changed: 24 products" in encode(model, catalogue, out)["message"]
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     assert not (tmp_path / "vectors.partial").exists()
-
-
-def killed_at(at: int, arguments: dict) -> int | None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["moon2_training.encode_catalogue"])
-    process = context.Process(target=exec, args=(DYING.format(at=at, arguments=arguments), {"__name__": "dying"}))
-    process.start()
-    process.join(120)
-    return process.exitcode
-
-
-def is_killed_and_goes_on(model, catalogue, out: Path, steps, before: Path | None, expected: Path) -> int:
-    """Kill a run at each step, repeat it, and compare; returns at how many steps it was killed."""
-    arguments = {"model": model, "products": [str(catalogue)], "output": str(out), "shard_rows": 10, "batch_size": 4}
-    killed = 0
-    for at in steps:
-        if before is not None:
-            shutil.copytree(before, out)
-            shutil.copy(f"{before}.json", f"{out}.json")
-        code = killed_at(at, arguments)
-        assert code in (0, -signal.SIGKILL)
-        if code == 0:
-            break
-        killed += 1
-        if before is not None and out.exists():  # readers never see a half of it
-            assert contents(out) in (contents(before), contents(expected))
-        encode(model, catalogue, out)
-        assert contents(out) == contents(expected), f"killed at {at}"
-        assert not Path(f"{out}.partial").exists()
-        shutil.rmtree(out)
-        Path(f"{out}.json").unlink()
-    return killed
-
-
-@pytest.mark.parametrize(
-    "steps", [(4, 8, 12), pytest.param(range(1, 100), marks=pytest.mark.slow)], ids=["some", "every"]
-)
-def test_a_first_run_that_is_killed_goes_on_to_the_same_bytes(model, catalogue, tmp_path, steps):
-    encode(model, catalogue, tmp_path / "expected")
-    killed = is_killed_and_goes_on(model, catalogue, tmp_path / "out", steps, None, tmp_path / "expected")
-    assert killed >= min(len(steps), 12)
-
-
-@pytest.mark.parametrize(
-    "steps", [(6, 11, 14), pytest.param(range(1, 100), marks=pytest.mark.slow)], ids=["some", "every"]
-)
-def test_an_update_that_is_killed_goes_on_to_the_same_bytes(model, catalogue, tmp_path, steps):
-    for name in ("before", "expected"):
-        encode(model, catalogue, tmp_path / name)
-    change(catalogue, lambda products: products[3].update(title="mug") or products[1:])
-    told = encode(model, catalogue, tmp_path / "expected")
-    assert (told["encoded"], told["unchanged"]) == (1, 22)
-    killed = is_killed_and_goes_on(
-        model, catalogue, tmp_path / "out", steps, tmp_path / "before", tmp_path / "expected"
-    )
-    assert killed >= min(len(steps), 14)
-
-
-def test_a_run_that_goes_on_does_not_encode_finished_shards_again(model, catalogue, tmp_path, monkeypatch):
-    arguments = {"model": model, "products": [str(catalogue)], "output": str(tmp_path / "out")}
-    arguments |= {"shard_rows": 10, "batch_size": 4}
-    at = 1
-    while len(list((tmp_path / "out.partial" / "records").glob("*.json"))) < 2:
-        assert killed_at(at, arguments) == -signal.SIGKILL
-        at += 1
-    encoded = []
-    original = BatchInputs.make
-
-    def watched(self, items, rows, *rest, **options):
-        encoded.extend(rows)
-        return original(self, items, rows, *rest, **options)
-
-    monkeypatch.setattr(BatchInputs, "make", watched)
-    encode(model, catalogue, tmp_path / "out")
-    assert len(encoded) == 4
 
 
 def test_a_catalogue_that_changes_while_its_run_is_interrupted_keeps_what_is_done(model, catalogue, tmp_path):
@@ -361,15 +239,6 @@ def test_a_catalogue_of_which_nothing_can_be_encoded_is_an_error(model, catalogu
         encode(model, catalogue, tmp_path / "out")
 
 
-def rows(path: Path) -> dict[str, list[float]]:
-    table = lancedb.connect(path.parent).open_table(path.stem)
-    found = table.search().limit(None).to_arrow()
-    assert found.schema.field("multimodal_vector").type == pa.list_(pa.float32(), 48)
-    ids = found["product_id"].to_pylist()
-    assert len(set(ids)) == len(ids)
-    return dict(zip(ids, found["multimodal_vector"].to_pylist(), strict=True))
-
-
 def test_a_lance_table_is_made_and_brought_up_to_date_in_place(model, catalogue, tmp_path):
     out = tmp_path / "shop.lance"
     encode(model, catalogue, tmp_path / "folder")
@@ -395,31 +264,6 @@ def test_a_lance_table_can_be_the_catalogue(model, catalogue, tmp_path):
     encode(model, catalogue, tmp_path / "a")
     encode(model, tmp_path / "shop.lance", tmp_path / "b")
     assert pq.read_table(tmp_path / "a").equals(pq.read_table(tmp_path / "b"))
-
-
-@pytest.mark.slow
-def test_a_lance_run_that_is_killed_goes_on_to_the_same_rows(model, catalogue, tmp_path):
-    out, before = tmp_path / "out.lance", tmp_path / "before.lance"
-    arguments = {"model": model, "products": [str(catalogue)], "output": str(out), "shard_rows": 10, "batch_size": 4}
-    encode(model, catalogue, before)
-    expected = {False: rows(before)}
-    change(catalogue, lambda products: products[3].update(title="mug") or products[1:])
-    encode(model, catalogue, tmp_path / "after.lance")
-    expected[True] = rows(tmp_path / "after.lance")
-    for at in range(1, 100, 2):
-        shutil.copytree(before, out)
-        shutil.copy(f"{before}.json", f"{out}.json")
-        code = killed_at(at, arguments)
-        encode(model, catalogue, out)
-        found = rows(out)
-        assert found.keys() == expected[True].keys()
-        for name, vector in found.items():
-            np.testing.assert_allclose(vector, expected[True][name], atol=1e-5)
-        shutil.rmtree(out)
-        Path(f"{out}.json").unlink()
-        if code == 0:
-            break
-    assert at > 10
 
 
 @pytest.mark.parametrize(
