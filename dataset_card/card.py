@@ -17,14 +17,12 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from .augment.report import SHEET as SHEET_OF_FOLDER
 from .construction import read_augmentation, read_construction
+from .data_files import data_files, file_pattern, is_for_training
 from .hub_card import CARD, load_card, markdown_table, plain_text, without_path, write_card
 from .schema import OPTIONAL_PRODUCT_FEATURES
 from .table_statistics import (
     ProductStatistics,
     QueryStatistics,
-    data_files,
-    file_pattern,
-    is_for_training,
     num_bytes,
     product_statistics,
     query_statistics,

@@ -13,9 +13,10 @@ from datasets import Features, Image, List, Value
 from huggingface_hub import DatasetCard, constants
 
 from .card import MEANINGS
+from .data_files import data_files, file_pattern
 from .hub_card import CARD, load_card, without_path
 from .shards import write_text
-from .table_statistics import data_files, file_pattern, table_features
+from .table_statistics import table_features
 
 CROISSANT = "croissant.json"
 PARQUET = "application/x-parquet"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from .reader import table_files
+from .data_files import table_files
 from .rows import Rows, SchemaError
 from .schema import conform_products, plain_type
 

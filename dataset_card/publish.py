@@ -16,12 +16,12 @@ from .augment.report import SHEET as SHEET_OF_FOLDER
 from .card import CONTACT_SHEET, SHEET_OF_AUGMENTED, write_dataset_card
 from .construction import REPORT
 from .croissant import CROISSANT, write_croissant
+from .data_files import data_files, is_for_training
 from .hub_card import CARD
 from .hub_errors import one_line_errors
 from .reader import load_products, load_queries
 from .rows import Rows
 from .schema import validate_queries
-from .table_statistics import data_files, is_for_training
 
 # Where the product is (core_region) may be told of what is judged on; what it shows and says may not be changed.
 AUGMENTED = {

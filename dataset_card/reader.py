@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 
 import datasets
@@ -17,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from .data_files import Paths, split_files
 from .disk_errors import naming
 from .rows import Names, SchemaError
 from .schema import (
@@ -28,7 +27,6 @@ from .schema import (
     validate_queries,
 )
 
-Paths = str | os.PathLike | Sequence[str | os.PathLike]
 Conform = Callable[[pa.Table, str], pa.Table]
 
 _CACHE_FORMAT = 1
@@ -63,7 +61,7 @@ class ProductQueries:
         return len(self.queries)
 
 
-def load_products(path: Paths) -> Dataset:
+def load_products(path: Paths, split: str | None = None) -> Dataset:
     """Read and check a catalogue.
 
     The table is kept as an Arrow file in the cache of `datasets` (HF_DATASETS_CACHE) and memory-mapped from there;
@@ -72,51 +70,57 @@ def load_products(path: Paths) -> Dataset:
     Args:
         path: a Parquet file, a glob, a folder, or a list of them. Of a folder, the files named products*.parquet are
             read, or every Parquet file where none has such a name.
+        split: of folders; without it a folder may hold one split alone. Files and globs are read as they stand.
 
     Returns:
         The products of all files, in the form `validate_products` returns.
 
     Raises:
         FileNotFoundError: no Parquet file there.
+        ValueError: a folder holds several splits, or not this one.
         SchemaError: naming file, row and way out.
     """
-    products, names = _read(path, "products", conform_products)
+    products, names = _read(path, "products", conform_products, split)
     return validate_products(products, names)
 
 
-def load_queries(path: Paths) -> Dataset:
+def load_queries(path: Paths, split: str | None = None) -> Dataset:
     """Read and check queries, as `load_products` does a catalogue; of a folder, the files named queries*.parquet.
 
     Args:
         path: a Parquet file, a glob, a folder, or a list of them.
+        split: as in `load_products`.
 
     Returns:
         The query rows of all files, in the form `validate_queries` returns.
 
     Raises:
         FileNotFoundError: no Parquet file there.
+        ValueError: a folder holds several splits, or not this one.
         SchemaError: naming file, row and way out.
     """
-    queries, names = _read(path, "queries", conform_queries)
+    queries, names = _read(path, "queries", conform_queries, split)
     return validate_queries(queries, name=names)
 
 
-def load_product_queries(products: Paths, queries: Paths) -> ProductQueries:
+def load_product_queries(products: Paths, queries: Paths, split: str | None = None) -> ProductQueries:
     """Read a catalogue and its queries and join them; messages name the files, where `join` knows only the tables.
 
     Args:
         products: where the catalogue is, as in `load_products`.
         queries: where the queries are, as in `load_queries`.
+        split: of folders, as in `load_products`; "train" takes every split to learn from.
 
     Returns:
         Both tables, joined.
 
     Raises:
         FileNotFoundError: no Parquet file there.
+        ValueError: a folder holds several splits, or not this one.
         SchemaError: naming file, row and way out.
     """
-    product_table, product_name = _read(products, "products", conform_products)
-    query_table, query_name = _read(queries, "queries", conform_queries)
+    product_table, product_name = _read(products, "products", conform_products, split)
+    query_table, query_name = _read(queries, "queries", conform_queries, split)
     return join(product_table, query_table, product_name, query_name)
 
 
@@ -165,29 +169,6 @@ def join(
     )
 
 
-def table_files(path: Paths, kind: str) -> list[Path]:
-    """Find the files of a table.
-
-    Args:
-        path: a Parquet file, a glob, a folder, or a list of them. Of a folder, the files named KIND*.parquet are
-            taken, or every Parquet file where none has such a name.
-        kind: "products" or "queries".
-
-    Raises:
-        FileNotFoundError: no Parquet file there.
-    """
-    if not isinstance(path, str | os.PathLike):
-        return [file for part in path for file in table_files(part, kind)]
-    place = Path(path)
-    if place.is_dir():
-        files = sorted(place.glob(f"{kind}*.parquet")) or sorted(place.glob("*.parquet"))
-    else:
-        files = [place] if place.exists() else [Path(file) for file in sorted(glob(str(path), recursive=True))]
-    if not files:
-        raise FileNotFoundError(f"{path}: no Parquet file there; give a file, a glob or a folder that holds {kind}")
-    return files
-
-
 def _title_key(title: str, product_id: str) -> int:
     normalised = normalise_title(title)
     return _key("title", normalised) if normalised else _key("untitled", product_id)
@@ -198,9 +179,9 @@ def _key(kind: str, text: str) -> int:
     return int.from_bytes(digest, "little", signed=True) or 1
 
 
-def _read(path: Paths, kind: str, conform: Conform) -> tuple[Dataset, list[tuple[str, int]]]:
+def _read(path: Paths, kind: str, conform: Conform, split: str | None) -> tuple[Dataset, list[tuple[str, int]]]:
     """The conformed rows of all files, and (name, number of rows) of each file."""
-    files = table_files(path, kind)
+    files = split_files(path, kind, split)
     same_name = len({file.name for file in files}) < len(files)
     labels = [str(file) if same_name else file.name for file in files]
     parts = [Dataset.from_file(str(_cached(file, label, conform))) for file, label in zip(files, labels, strict=True)]

@@ -1,11 +1,9 @@
-"""What a folder of products and queries holds: its files by split, their columns, and counts over their rows."""
+"""What the files of products and queries hold: their columns, and counts over their rows."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Features
 
+from .data_files import Splits
 from .rows import SchemaError
 from .schema import (
     OPTIONAL_PRODUCT_FEATURES,
@@ -31,13 +30,9 @@ SCHEMAS = {
     "products": (conform_products, Features(PRODUCT_FEATURES | OPTIONAL_PRODUCT_FEATURES)),
     "queries": (conform_queries, Features(QUERY_FEATURES | OPTIONAL_QUERY_FEATURES)),
 }
-USUAL_SPLITS = ("train", "validation", "test")
 MOST_LABELS = 12  # a text column outside the schema with more distinct values is not counted by value
 
 _BATCH_ROWS = 4096
-_FILE_NAME = re.compile(r"((?:products|queries)(?:-([^\W\d]\w*(?:\.\w+)*))?)(-\d+(?:-of-\d+)?)?\.parquet")
-
-Splits = Mapping[str, Sequence[Path]]
 
 
 @dataclass
@@ -100,58 +95,6 @@ class QueryStatistics:
     with_negatives: int = 0
     grades: tuple[float, float] | None = None
     labels: dict[str, Counter[str]] = field(default_factory=dict)
-
-
-def data_files(folder: str | os.PathLike) -> dict[str, dict[str, list[Path]]]:
-    """Find the files of a data set: products-SPLIT.parquet and queries-SPLIT.parquet, or numbered parts of them.
-
-    Args:
-        folder: to look in; sub-folders are not.
-
-    Returns:
-        {"products": {split: files}, "queries": {split: files}}; products.parquet without a split is "train". Queries
-        may be missing.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it has no products, a file whose split its name does not say, or a split twice.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; give the folder of a data set")
-    tables: dict[str, dict[str, list[Path]]] = {}
-    for kind in SCHEMAS:
-        found: dict[str, list[Path]] = {}
-        for file in sorted(folder.glob(f"{kind}*.parquet")):
-            name = _FILE_NAME.fullmatch(file.name)
-            if name is None:
-                raise ValueError(f"{file}: of no known split; call it {kind}-SPLIT.parquet, or move it away")
-            of_split = found.setdefault(name[2] or "train", [])
-            if of_split and (name[3] is None or file_pattern(of_split) != f"{name[1]}-[0-9]*.parquet"):
-                raise ValueError(f"{file} and {of_split[0].name} are both there; keep one of them")
-            of_split.append(file)
-        order = [split for split in USUAL_SPLITS if split in found]
-        tables[kind] = {split: found[split] for split in dict.fromkeys([*order, *found])}
-    if not tables["products"]:
-        raise ValueError(f"{folder}: no products*.parquet there; `moon2 build-dataset` writes such a folder")
-    return tables
-
-
-def file_pattern(files: Sequence[Path]) -> str:
-    """The name of a single file of a split, or a glob of its numbered parts."""
-    stem, number = _FILE_NAME.fullmatch(files[0].name).group(1, 3)
-    return files[0].name if number is None else f"{stem}-[0-9]*.parquet"
-
-
-def split_of(file: Path) -> str | None:
-    """The split in the name of a data file, "train" where there is none; None for a file that is not named as one."""
-    name = _FILE_NAME.fullmatch(file.name)
-    return None if name is None else name[2] or "train"
-
-
-def is_for_training(split: str) -> bool:
-    """Whether a split is one to learn from; all others are held out to be judged on."""
-    return split.startswith("train")
 
 
 def table_features(kind: str, splits: Splits) -> tuple[Features, dict[str, list[str]]]:

@@ -80,9 +80,15 @@ class AdaptArguments:
     """
 
     model: str = field(metadata={"help": "Folder or Hub id of a dense, generative Qwen3-VL, such as Instruct."})
-    products: list[str] = field(metadata={"help": "Catalogue: Parquet files, globs or folders."})
+    products: list[str] = field(
+        metadata={"help": "Catalogue: Parquet files, globs or folders; of a folder the training split is taken."}
+    )
     eval_products: list[str] | None = field(
         default=None, metadata={"help": "Catalogue for the evaluation loss; eval_strategy says when."}
+    )
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "Of folders of eval_products, the split; not needed where it is the only one."},
     )
     tasks: list[str] = field(
         default_factory=lambda: list(TASKS),
@@ -334,9 +340,9 @@ def adapt(script: AdaptArguments, arguments: SFTConfig) -> Path:
     if folder.resolve() == out.resolve():
         raise ValueError(f"output_dir={out} is the model's own folder; give another one")
     processor = load_chat_processor(folder, script.max_pixels)
-    tables = {"train": load_products(script.products)}
+    tables = {"train": load_products(script.products, "train")}
     if script.eval_products is not None:
-        tables["eval"] = load_products(script.eval_products)
+        tables["eval"] = load_products(script.eval_products, script.eval_split)
     examples, first_row = {}, 0
     for split, table in tables.items():
         examples[split], counts = list_examples(table, script.tasks, first_row)

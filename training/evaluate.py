@@ -49,6 +49,10 @@ class EvaluateArguments:
     )
     products: str = field(metadata={"help": "Catalogue: a Parquet file, a glob or a folder."})
     queries: str = field(metadata={"help": "Queries: a Parquet file, a glob or a folder."})
+    split: str | None = field(
+        default=None,
+        metadata={"help": "Of folders, the split to take, such as test; not needed where it is the only one."},
+    )
     output: str | None = field(
         default=None,
         metadata={
@@ -292,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parser.parse_args_and_config(argv)
     names = short_names(arguments.model)
     output = _output_file(arguments)
-    data = load_product_queries(arguments.products, arguments.queries)
+    data = load_product_queries(arguments.products, arguments.queries, arguments.split)
     benchmark = Benchmark.of(data.products, data.queries, arguments.slice_by)
     several = len(names) > 1
     for model in arguments.model if several else ():

@@ -43,7 +43,9 @@ class TeacherFeaturesArguments:
             "help": "Folder or Hub id of the encoder: MOON2.0, sentence-transformers or a dual encoder like CLIP."
         }
     )
-    products: list[str] = field(metadata={"help": "Catalogue: Parquet files, globs or folders."})
+    products: list[str] = field(
+        metadata={"help": "Catalogue: Parquet files, globs or folders; of a folder the training split is taken."}
+    )
     output: str = field(metadata={"help": "Parquet file to write."})
     batch_size: int = field(default=64, metadata={"help": "Products per forward."})
 
@@ -266,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Encode a catalogue with a strong encoder, for moon2 train --teacher_features.",
     )
     (arguments,) = parser.parse_args_and_config(argv)
-    products = load_products(arguments.products)
+    products = load_products(arguments.products, "train")
     write_teacher_features(load_any_encoder(arguments.teacher, arguments.batch_size), products, arguments.output)
     print(f"{len(products):,} products written to {arguments.output}")
 

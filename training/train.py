@@ -20,8 +20,8 @@ from trl import ModelConfig, get_quantization_config
 
 from modeling_moon2 import Moon2Model, Moon2Processor
 from moon2_dataset import ProductQueries, load_product_queries
+from moon2_dataset.data_files import split_files
 from moon2_dataset.disk_errors import naming
-from moon2_dataset.reader import table_files
 from moon2_dataset.recipe import RecipeParser
 
 from .checksums import check_checksums
@@ -48,14 +48,22 @@ class TrainArguments:
         ValueError: only one of the two evaluation tables is given.
     """
 
-    products: list[str] = field(metadata={"help": "Catalogue: Parquet files, globs or folders."})
-    queries: list[str] = field(metadata={"help": "Queries: Parquet files, globs or folders."})
+    products: list[str] = field(
+        metadata={"help": "Catalogue: Parquet files, globs or folders; of a folder the training split is taken."}
+    )
+    queries: list[str] = field(metadata={"help": "Queries: Parquet files, globs or folders, as of the catalogue."})
     model: str | None = field(
         default=None,
         metadata={"help": "Folder or Hub id of a MOON2.0 model to go on from; a small one from scratch if not given."},
     )
     eval_products: list[str] | None = field(default=None, metadata={"help": "Catalogue to be judged on."})
     eval_queries: list[str] | None = field(default=None, metadata={"help": "Queries to be judged on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of folders to be judged on, the split, such as validation; not needed where it is the only one."
+        },
+    )
 
     def __post_init__(self):
         for name in ("products", "queries", "eval_products", "eval_queries"):
@@ -173,7 +181,12 @@ def _tables(script: TrainArguments, arguments: Moon2TrainingArguments) -> dict[s
     """All files that a run reads, by what they are used as."""
     names = ("products", "queries", "eval_products", "eval_queries")
     given = {name: paths for name in names if (paths := getattr(script, name)) is not None}
-    tables = {name: table_files(paths, name.removeprefix("eval_")) for name, paths in given.items()}
+    tables = {
+        name: split_files(
+            paths, name.removeprefix("eval_"), script.eval_split if name.startswith("eval_") else "train"
+        )
+        for name, paths in given.items()
+    }
     teachers = [Path(file) for source in arguments.teacher_features for file in teacher_files(source)]
     return tables | ({"teacher_features": teachers} if teachers else {})
 
@@ -190,10 +203,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if script.model is not None and mini != (default := MiniConfig()):
         given = [f.name for f in fields(MiniConfig) if getattr(mini, f.name) != getattr(default, f.name)]
         raise ValueError(f"--{given[0]} shapes a model from scratch, but --model={script.model} is given; drop one")
-    data = load_product_queries(script.products, script.queries)
+    data = load_product_queries(script.products, script.queries, "train")
     eval_data = None
     if script.eval_products is not None:
-        eval_data = load_product_queries(script.eval_products, script.eval_queries)
+        eval_data = load_product_queries(script.eval_products, script.eval_queries, script.eval_split)
     set_seed(arguments.seed)
     if script.model is None:
         model, processor = build_mini(mini, product_texts(data))

@@ -314,9 +314,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Look through a data set and a recipe before a long run.",
     )
     options, script, arguments, mini, _ = parser.parse_args_and_config(argv)
-    data = load_product_queries(script.products, script.queries)
+    data = load_product_queries(script.products, script.queries, "train")
     if script.eval_products is not None:
-        held_out = load_product_queries(script.eval_products, script.eval_queries)
+        held_out = load_product_queries(script.eval_products, script.eval_queries, script.eval_split)
         print(f"evaluation: {len(held_out.products):,} products, {len(held_out.queries):,} query rows\n")
     counts = count_data(data, arguments.negatives == "explicit")
     print(format_counts(counts, arguments))

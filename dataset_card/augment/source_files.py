@@ -8,11 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..reader import table_files
+from ..data_files import is_held_out, split_of, table_files
 from ..schema import OPTIONAL_PRODUCT_FEATURES, conform_products
-from ..table_statistics import is_for_training, split_of
-
-HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval", "held")
 
 
 def find_products(given: Sequence[str], allow_held_out: bool = False) -> tuple[list[Path], list[Path]]:
@@ -37,7 +34,7 @@ def find_products(given: Sequence[str], allow_held_out: bool = False) -> tuple[l
         found = table_files(place, "products")
         if Path(place).is_dir():
             found = [file for file in found if not _is_queries(file)]
-            held_out = [] if allow_held_out else [file for file in found if _is_held_out(file)]
+            held_out = [] if allow_held_out else [file for file in found if is_held_out(file)]
             if not found:
                 raise FileNotFoundError(f"{place}: no Parquet file of products there; give a folder that has some")
             if len(held_out) == len(found):
@@ -80,21 +77,12 @@ def open_products(source: Path) -> pq.ParquetFile:
 def _refuse(file: Path, allow_held_out: bool) -> None:
     if _is_queries(file):
         raise ValueError(f"{file}: holds queries, by its name; give products")
-    if (held_out := _held_out_words(file)) and not allow_held_out:
+    if is_held_out(file) and not allow_held_out:
         raise ValueError(
-            f"{file}: '{held_out[0]}' in its name says that products are judged on it, and those are never augmented; "
-            "give the training split, or --allow_held_out true"
+            f"{file}: '{split_of(file)}' in its name says that products are judged on it, and those are never "
+            "augmented; give the training split, or --allow_held_out true"
         )
 
 
 def _is_queries(file: Path) -> bool:
     return file.name.startswith("queries")
-
-
-def _is_held_out(file: Path) -> bool:
-    return bool(_held_out_words(file)) or not is_for_training(split_of(file) or "train")
-
-
-def _held_out_words(file: Path) -> list[str]:
-    words = file.stem.lower().replace("_", "-").replace(".", "-").split("-")
-    return [word for word in words if word in HELD_OUT]

@@ -13,7 +13,7 @@ from PIL.Image import Image as Picture
 
 from moon2_dataset import PRODUCT_FEATURES, demo_catalogue, load_product_queries
 from moon2_dataset.card import MEANINGS, TASKS, size_category, write_dataset_card
-from moon2_dataset.table_statistics import data_files
+from moon2_dataset.data_files import data_files
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 from moon2_dataset import load_product_queries
 from moon2_dataset.card import write_dataset_card
 from moon2_dataset.croissant import CONTEXT, write_croissant
-from moon2_dataset.table_statistics import data_files
+from moon2_dataset.data_files import data_files
 
 
 def as_read(record: dict, name: str) -> dict:

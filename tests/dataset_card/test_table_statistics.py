@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,70 +9,8 @@ import pytest
 from datasets import Image, List, Value
 
 from moon2_dataset import SchemaError, load_product_queries
-from moon2_dataset.table_statistics import (
-    data_files,
-    file_pattern,
-    is_for_training,
-    product_statistics,
-    query_statistics,
-    split_of,
-    table_features,
-)
-
-
-def names(files: dict) -> dict:
-    return {kind: {s: [f.name for f in of] for s, of in splits.items()} for kind, splits in files.items()}
-
-
-def test_files_by_table_and_split(saved_shop):
-    found = data_files(saved_shop)
-    assert names(found) == {
-        "products": {
-            "train": ["products-train-00000.parquet", "products-train-00001.parquet"],
-            "test": ["products-test.parquet"],
-        },
-        "queries": {"train": ["queries-train.parquet"], "test": ["queries-test.parquet"]},
-    }
-    assert file_pattern(found["products"]["train"]) == "products-train-[0-9]*.parquet"
-    assert file_pattern(found["products"]["test"]) == "products-test.parquet"
-    assert is_for_training("train") and not is_for_training("test")
-    for splits in found.values():
-        assert all(split_of(file) == split for split, files in splits.items() for file in files)
-    assert split_of(Path("products.parquet")) == split_of(Path("products-00000-of-00002.parquet")) == "train"
-    assert split_of(Path("catalogue-test.parquet")) is None
-
-
-@pytest.mark.parametrize(
-    ("given", "splits"),
-    [
-        (["products.parquet"], ["train"]),
-        (["products-00000-of-00002.parquet", "products-00001-of-00002.parquet"], ["train"]),
-        (["products-zoo.parquet", "products-test.parquet", "products-train-0.parquet"], ["train", "test", "zoo"]),
-    ],
-)
-def test_what_files_may_be_called(given, splits, tmp_path):
-    for name in given:
-        (tmp_path / name).touch()
-    found = data_files(tmp_path)
-    assert list(found["products"]) == splits and found["queries"] == {}
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ([], "no products"),
-        (["queries.parquet"], "no products"),
-        (["products-train-augmented.parquet"], "products-train-augmented.parquet: of no known split"),
-        (["products-train-0.parquet", "products-train.parquet"], "products-train-0.parquet are both there"),
-        (["products.parquet", "products-train.parquet"], "are both there; keep one"),
-        (["products-0.parquet", "products-train-0.parquet"], "are both there; keep one"),
-    ],
-)
-def test_a_folder_whose_splits_are_unclear_is_refused(given, message, tmp_path):
-    for name in given:
-        (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=message):
-        data_files(tmp_path)
+from moon2_dataset.data_files import data_files
+from moon2_dataset.table_statistics import product_statistics, query_statistics, table_features
 
 
 def test_features_are_those_of_all_splits_together(saved_shop):
