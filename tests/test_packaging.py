@@ -104,7 +104,7 @@ def test_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel):
 
 @pytest.mark.skipif(not (ROOT / MINI).is_dir(), reason=f"{MINI} is not there: its weights come with it")
 def test_wheel_carries_an_encoder_that_loads(unpacked, run_unpacked):
-    assert (unpacked / "moon2_space/moon2-mini/1_Pooling/config.json").is_file()
+    assert (unpacked / "moon2_space/moon2-mini/sentence_bert_config.json").is_file()
     code = (
         "from importlib.resources import files; from moon2_training.encode import Encoder\n"
         "from moon2_training.saved_encoder import load_encoder\n"

@@ -81,11 +81,10 @@ def refresh_bundle(
         raise FileNotFoundError(f"{folder}: no config.json there; give the folder of a saved model")
     for source in Path(modeling_moon2.__file__).parent.glob(CODE):
         shutil.copyfile(source, folder / source.name)
-    width = modeling_moon2.Moon2Config.from_pretrained(folder).get_text_config().hidden_size
     provenance = read_provenance(folder)
     if notes is not None:
         provenance["notes"] = notes.strip()
-    complete_hub_folder(folder, width, provenance)
+    complete_hub_folder(folder, provenance)
     if scores is not None:
         read = json.loads(Path(scores).read_text(encoding="utf-8"))
         write_json(_without_folders(read, _training(folder)), folder / RESULTS)

@@ -339,7 +339,7 @@ def convert(arguments: ConvertArguments, progress: bool = True) -> Path:
         custom_object_save(model, unfinished, config=config)
         config.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
-        complete_hub_folder(unfinished, config.text_config.hidden_size, _provenance(folder, arguments))
+        complete_hub_folder(unfinished, _provenance(folder, arguments))
         write_model_card(unfinished, model_id=out.name)
         unfinished.rename(out)
         (out / PLAN).unlink()  # last: what is killed before that is gone on with

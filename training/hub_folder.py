@@ -17,42 +17,27 @@ from .checksums import CHECKSUMS, write_checksums
 
 PROVENANCE = "provenance.json"
 SENTENCE_TRANSFORMERS = "6.2.0"  # the first that was tried; older ones say so when they load the folder
-FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
+FORWARD = {"method": "forward", "method_output_name": "embeddings"}  # pooled and normalised, in float32
 
 
-def sentence_transformers_files(embedding_dimension: int) -> dict[str, Any]:
-    """Contents by file name of what sentence-transformers reads: its stock modules, fed by messages.
+def sentence_transformers_files() -> dict[str, Any]:
+    """Contents by file name of what sentence-transformers reads: one stock module, fed by messages.
 
-    Args:
-        embedding_dimension: D.
+    Its own pooling and normalisation would run in the weights' type: in bfloat16 vectors would be up to 0.3 % too
+    long or short.
     """
-    modules = (
-        ("", "base.modules.transformer.Transformer"),
-        ("1_Pooling", "sentence_transformer.modules.pooling.Pooling"),
-        ("2_Normalize", "base.modules.normalize.Normalize"),
-    )
     return {
         "modules.json": [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.{module}"}
-            for i, (path, module) in enumerate(modules)
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
         ],
         "sentence_bert_config.json": {
             "transformer_task": "feature-extraction",
             # with "message" every input becomes one, so that texts, images and both mix in a batch
             "modality_config": {"text": FORWARD, "image": FORWARD, "message": FORWARD | {"format": "structured"}},
-            "module_output_name": "token_embeddings",
+            "module_output_name": "sentence_embedding",
             "unpad_inputs": False,
             # the template has no suffix that truncation could cut off
             "processing_kwargs": {"chat_template": {"restore_suffix": False}},
-        },
-        "1_Pooling/config.json": {
-            "embedding_dimension": embedding_dimension,
-            "pooling_mode": "mean",
-            "include_prompt": True,
-        },
-        "2_Normalize/config.json": {
-            "module_input_name": "sentence_embedding",
-            "module_output_name": "sentence_embedding",
         },
         "config_sentence_transformers.json": {
             "__version__": {
@@ -68,26 +53,22 @@ def sentence_transformers_files(embedding_dimension: int) -> dict[str, Any]:
     }
 
 
-def complete_hub_folder(
-    folder: str | os.PathLike, embedding_dimension: int, provenance: dict[str, Any] | None = None
-) -> None:
+def complete_hub_folder(folder: str | os.PathLike, provenance: dict[str, Any] | None = None) -> None:
     """Add to a saved model what makes its folder a repository: sentence-transformers' files, where it comes from, and
     last the checksums of what loading reads.
 
     Args:
         folder: of the saved model and processor.
-        embedding_dimension: D.
         provenance: `base_model`, `base_license`, `conversion`, `training`, `run`, `datasets`, as the model card shows
             them, and `notes`, Markdown of the author that it shows as it is.
     """
     folder = Path(folder)
-    files = sentence_transformers_files(embedding_dimension)
+    files = sentence_transformers_files()
     if provenance:
         files[PROVENANCE] = provenance
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_checksums(folder)
 
 
@@ -107,7 +88,7 @@ def save_hub_folder(
     """
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    complete_hub_folder(folder, model.config.get_text_config().hidden_size, provenance)
+    complete_hub_folder(folder, provenance)
 
 
 def replace_model(new: Path, folder: Path) -> None:

@@ -434,7 +434,7 @@ class Moon2Trainer(Trainer):
         with naming(folder):
             shutil.rmtree(unfinished, ignore_errors=True)
             super()._save(str(unfinished), state_dict)
-            complete_hub_folder(unfinished, self.model.config.get_text_config().hidden_size, self.provenance)
+            complete_hub_folder(unfinished, self.provenance)
             replace_model(unfinished, folder)
 
     def get_decay_parameter_names(self, model) -> list[str]:

@@ -55,7 +55,7 @@ def test_card_and_metadata_are_what_a_refresh_writes(refreshed):
         settings.pop("__version__")
     assert versioned[0] == versioned[1], REFRESH
     assert not [name for name in here if here[name] != there[name]], REFRESH
-    assert {"README.md", "modules.json", "1_Pooling/config.json", "2_Normalize/config.json"} <= here.keys()
+    assert {"README.md", "modules.json", "sentence_bert_config.json"} <= here.keys()
 
 
 def test_its_weights_are_one_small_file_and_nothing_in_it_is_a_pickle():
