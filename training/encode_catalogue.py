@@ -129,7 +129,7 @@ def load_for_encoding(
 
     Args:
         model: folder or Hub id.
-        dtype: of the weights; "auto" is bfloat16 on an accelerator, else as they are saved.
+        dtype: of the weights; "auto" is bfloat16 on an accelerator, else float32.
         quantization: "none" or "int8".
         gpu: whether there will be an accelerator, which decides "auto"; None: whether there is one here.
         on_cpu: leave it on the CPU.
@@ -145,7 +145,7 @@ def load_for_encoding(
     if quantization == "int8":
         options, on_cpu = {"dtype": torch.float32}, True
     elif dtype == "auto":
-        options = {"dtype": torch.bfloat16} if gpu else {}
+        options = {"dtype": torch.bfloat16 if gpu else torch.float32}
     else:
         options = {"dtype": getattr(torch, dtype)}
     loaded, processor = load_encoder(model, **options, **({"device_map": "cpu"} if on_cpu else {}))

@@ -26,6 +26,8 @@ NOT_IN_FINGERPRINT = ("_name_or_path", "architectures", "auto_map", "dtype", "pr
 def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a model, in evaluation mode, and its processor onto the accelerator, or the CPU where there is none.
 
+    On a CPU the weights become float32 unless `dtype` is given: in bfloat16 most CPUs take several times as long.
+
     Args:
         model_id: folder of a saved model, or its id on the Hub.
         options: for `AutoModel.from_pretrained`, such as attn_implementation.
@@ -39,6 +41,9 @@ def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTraine
         if not (Path(model_id) / "config.json").is_file():
             raise FileNotFoundError(f"{model_id}: no config.json there; give the folder of a saved model")
         check_checksums(model_id)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if device.type == "cpu" or options.get("device_map") == "cpu":
+        options.setdefault("dtype", torch.float32)
     with _naming_damage(model_id):
         try:
             config = AutoConfig.from_pretrained(model_id, trust_remote_code=True)
@@ -52,7 +57,7 @@ def load_encoder(model_id: str | os.PathLike, **options: Any) -> tuple[PreTraine
             model = AutoModel.from_pretrained(model_id, trust_remote_code=True, use_safetensors=True, **options)
         processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
     if "device_map" not in options:
-        model = model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+        model = model.to(device)
     weight = non_finite_weight(model)
     if weight is not None:
         raise ValueError(

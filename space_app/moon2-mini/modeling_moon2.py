@@ -317,6 +317,22 @@ class Moon2DecoderLayer(GradientCheckpointingLayer):
         return hidden_states + mlp_output, *routing
 
 
+class BoundedLogarithm(torch.autograd.Function):
+    """Clamps to the logarithms of the bounds; from outside a gradient passes that a step would follow back inside."""
+
+    @staticmethod
+    def forward(ctx, logarithms: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(logarithms)
+        return logarithms.clamp(math.log(MINIMAL_TEMPERATURE), math.log(MAXIMAL_TEMPERATURE))
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        (logarithms,) = ctx.saved_tensors
+        too_low = (logarithms <= math.log(MINIMAL_TEMPERATURE)) & (gradient > 0)
+        too_high = (logarithms >= math.log(MAXIMAL_TEMPERATURE)) & (gradient < 0)
+        return gradient.masked_fill(too_low | too_high, 0)
+
+
 class Moon2Temperature(nn.Module):
     """Learnable temperatures ε (inter-product) and ε̃ (intra-product), kept as logarithms; 0.01 to 100."""
 
@@ -326,9 +342,7 @@ class Moon2Temperature(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """(2,) temperatures in float32."""
-        # bounded before exp, which would overflow, and turn its gradient of 0 into NaN
-        logarithms = self.weight.float().clamp(max=math.log(MAXIMAL_TEMPERATURE))
-        return logarithms.exp().clamp(min=MINIMAL_TEMPERATURE)
+        return BoundedLogarithm.apply(self.weight.float()).exp()  # bounded before exp, which would overflow
 
 
 class Moon2PreTrainedModel(Qwen3VLPreTrainedModel):
@@ -491,10 +505,12 @@ class Moon2TextModel(Moon2PreTrainedModel):
             if self.config.is_moe_layer(i):
                 routing.append(layer_routing)
             if deepstack_visual_embeds is not None and i < len(deepstack_visual_embeds):
-                hidden_states = hidden_states + deepstack_visual_embeds[i]
+                hidden_states = hidden_states + deepstack_visual_embeds[i].to(hidden_states.device)
+        home = inputs_embeds.device  # layers that device_map put on other devices leave their states there
+        routing = [[states.to(home) for states in of_layer] for of_layer in routing]
         router_logits, expert_weights, alignment_logits = zip(*routing, strict=True) if routing else (None, None, None)
         return Moon2Output(
-            last_hidden_state=self.norm(hidden_states),
+            last_hidden_state=self.norm(hidden_states).to(home),
             router_logits=router_logits,
             expert_weights=expert_weights,
             alignment_logits=alignment_logits,
@@ -772,7 +788,7 @@ class Moon2Model(Moon2PreTrainedModel):
             has_image=has_image,
             routing=routing,
             alignment_logits=alignment_logits,
-            temperatures=self.temperature(),
+            temperatures=self.temperature().to(input_ids.device),
             expert_choices=choices,
         )
 

@@ -110,6 +110,8 @@ def _told(error: Exception) -> str:
 
 def _to_unit_range(pixels: np.ndarray) -> np.ndarray:
     """Scale pixels that are not 8-bit to 0..1: 16-bit ones by their type, others by the range their values imply."""
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise ValueError("holds NaN or infinity; give finite pixels")
     top = 65535.0 if pixels.dtype == np.uint16 else float(pixels.max(initial=0.0))
     return pixels / (1.0 if top <= 1.0 else 255.0 if top <= 255.0 else 65535.0)
 
@@ -125,7 +127,7 @@ def _image_from_array(pixels: np.ndarray | torch.Tensor) -> Image.Image:
     if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4)):
         raise ValueError(f"an array of shape {pixels.shape} is no image; give (H, W) or (H, W, 1 | 3 | 4)")
     if pixels.dtype != np.uint8:
-        pixels = (np.clip(np.nan_to_num(_to_unit_range(pixels)), 0, 1) * 255).round().astype(np.uint8)
+        pixels = (np.clip(_to_unit_range(pixels), 0, 1) * 255).round().astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
 
 
@@ -364,8 +366,8 @@ class Moon2Processor(ProcessorMixin):
 def _image_kwargs(kwargs: dict) -> dict:
     """What of a call's options belongs to the image processor; padding and truncation are this processor's own."""
     nested = ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs")
-    ignored = ("padding", "truncation", "add_special_tokens", "return_mm_token_type_ids", *nested)
-    return {key: value for key, value in kwargs.items() if key not in ignored} | kwargs.get("images_kwargs", {})
+    ignored = ("padding", "truncation", "add_special_tokens", "return_mm_token_type_ids", "return_tensors", *nested)
+    return {key: value for key, value in (kwargs | kwargs.get("images_kwargs", {})).items() if key not in ignored}
 
 
 def _message_parts(message: Mapping, item: int) -> list[Mapping]:

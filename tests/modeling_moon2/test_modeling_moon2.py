@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
 from transformers import AutoModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from modeling_moon2 import Moon2Config, Moon2Model
 from modeling_moon2.layout_moon2 import multimodal_position_ids
-from modeling_moon2.modeling_moon2 import Moon2TopKGate, mean_pool, routing_sums
+from modeling_moon2.modeling_moon2 import Moon2Temperature, Moon2TopKGate, mean_pool, routing_sums
 from moon2_training.losses import DualLevelAlignmentLoss
 from moon2_training.mini import build_mini
 
@@ -66,6 +68,39 @@ def test_attention_and_expert_implementations_agree(tiny, mixed_items, attention
     torch.testing.assert_close(
         embed(other, processor, *mixed_items), embed(reference, processor, *mixed_items), atol=1e-5, rtol=0
     )
+
+
+def attention_by_bounds(module, query, key, value, attention_mask=None, scaling=None, is_causal=None, **options):
+    """Flash attention as PyTorch writes it: of packed sequences by their bounds, without a mask."""
+    causal = module.is_causal if is_causal is None else is_causal
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    bounds = options.get("cu_seq_lens_q")
+    if bounds is None:
+        assert attention_mask is None or attention_mask.all()
+        bounds = torch.tensor([0, query.shape[2]])
+    else:
+        assert torch.equal(bounds, options["cu_seq_lens_k"]) and bounds.dtype == torch.int32
+        assert bounds[-1] == query.shape[2] and bounds.diff().max() <= options["max_length_q"]
+    lengths = bounds.diff().tolist()
+    parts = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return torch.cat([attend(*part, scale=scaling, is_causal=causal) for part in parts], dim=2).transpose(1, 2), None
+
+
+@torch.no_grad()
+def test_packed_sequences_under_flash_attention(tiny, mixed_items, monkeypatch):
+    model, processor = tiny
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", attention_by_bounds)
+    flash = copy.deepcopy(model)
+    for part in (flash, flash.visual, flash.language_model):
+        part.config._attn_implementation_internal = "flash_attention_2"  # the setter asks for the package
+    inputs = processor(text=mixed_items[0], images=mixed_items[1])
+    expected, views = model.encode_views(**inputs), flash.encode_views(**inputs)
+    for name in ("text_embeddings", "image_embeddings", "multimodal_embeddings"):
+        torch.testing.assert_close(views[name], expected[name], atol=1e-5, rtol=0)
+    for sums, wanted in zip(views.routing, expected.routing, strict=True):
+        torch.testing.assert_close(sums, wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("experts", ["eager", "grouped_mm"])
@@ -162,11 +197,16 @@ def test_encode_views_of_incomplete_items(tiny, mixed_items):
 
 
 @torch.no_grad()
-def test_encode_views_without_any_image_or_any_text(tiny):
+def test_encode_views_without_any_image_or_any_text(tiny, make_image):
     model, processor = tiny
     views = model.encode_views(**processor(text=["red mug", "navy shoes for men"]))
     assert not views.has_image.any() and not views.image_embeddings.any()
     torch.testing.assert_close(views.text_embeddings, views.multimodal_embeddings)
+    pictures = processor(images=[make_image(1), [make_image(2), make_image(3, 90, 50)]])
+    views = model.encode_views(**pictures)
+    assert not views.has_text.any() and not views.text_embeddings.any()
+    torch.testing.assert_close(views.image_embeddings, views.multimodal_embeddings)
+    torch.testing.assert_close(views.image_embeddings, model(**pictures).embeddings, atol=1e-5, rtol=0)
 
 
 def test_gradients_stay_finite_where_a_view_is_missing(tiny, mixed_items):
@@ -393,6 +433,23 @@ def test_temperatures_stay_in_their_bounds_with_finite_gradients(tiny, complete_
     result.loss.backward()
     assert result.loss.isfinite() and result.objective_losses.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("start", "wanted"), [(0.0099, 0.2), (0.001, 0.2), (101.0, 20.0), (1e9, 20.0)])
+def test_a_temperature_that_crossed_a_bound_comes_back_and_goes_no_further(start, wanted):
+    temperature = Moon2Temperature()
+    with torch.no_grad():
+        temperature.weight.fill_(math.log(start))
+    bound = 0.01 if start < 1 else 100.0
+    for target, moves in ((bound**2, False), (wanted, True)):  # beyond the bound, and within
+        (gradient,) = torch.autograd.grad((temperature().log() - math.log(target)).square().sum(), temperature.weight)
+        assert bool(gradient.any()) == moves
+    optimizer = torch.optim.AdamW([temperature.weight], lr=0.05, weight_decay=0.0)
+    for _ in range(700):
+        optimizer.zero_grad()
+        (temperature().log() - math.log(wanted)).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(temperature().detach(), torch.full((2,), wanted), rtol=1e-2, atol=0)
 
 
 def test_hidden_states_of_zero_are_a_vector_of_zero_with_a_finite_gradient(tiny, complete_items):

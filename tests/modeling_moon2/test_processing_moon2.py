@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -189,7 +190,7 @@ def test_a_tokenizer_without_image_tokens_is_refused(tiny_processor):
     from modeling_moon2 import Moon2Processor
 
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
-    with pytest.raises(ValueError, match="lacks <|vision_start|>"):
+    with pytest.raises(ValueError, match=re.escape("lacks <|vision_start|>")):
         Moon2Processor(tiny_processor.image_processor, plain)
 
 
@@ -220,6 +221,25 @@ def test_tensors_of_every_kind_are_pictures(make_image):
     for wrong in (np.zeros((4, 4), dtype=object), np.zeros((4, 4), dtype="c8"), np.zeros((4, 4), dtype="U3")):
         with pytest.raises(ValueError, match="is no image; give uint8, or floats in 0..1"):
             load_image(wrong)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_not_finite_are_refused(value):
+    pixels = np.random.default_rng(0).random((30, 40), dtype=np.float32)
+    load_image(pixels)
+    pixels[3, 4] = value
+    for given_image in (pixels, torch.from_numpy(pixels), Image.fromarray(pixels)):
+        with pytest.raises(ValueError, match="holds NaN or infinity"):
+            load_image(given_image)
+
+
+def test_options_for_images_are_passed_on(tiny_processor, make_image):
+    image = make_image(1, 90, 90)
+    plain = tiny_processor(images=[image])
+    options = {"return_tensors": "pt", "do_normalize": False}
+    other = tiny_processor(images=[image], images_kwargs=options)
+    assert torch.equal(other["image_grid_thw"], plain["image_grid_thw"])
+    assert not torch.allclose(other["pixel_values"], plain["pixel_values"])
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -78,6 +80,32 @@ def test_device_map_auto_and_the_meta_device(tiny_model, inputs, tmp_path):
     assert all(parameter.is_meta for parameter in empty.parameters())
     empty.load_state_dict(tiny_model.state_dict(), assign=True)
     assert not any(parameter.is_meta for parameter in empty.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("away", [["layers.1", "norm"], ["layers.1"], ["layers.0", "layers.1"]])
+def test_layers_on_another_device_give_their_outputs_where_the_inputs_are(model, inputs, away, monkeypatch):
+    # The meta device stands for a second accelerator: it mixes with the CPU as little. What comes back has no values.
+    to, autocast = torch.Tensor.to, torch.autocast
+
+    def fetched(tensor, *given, **named):
+        target = named.get("device", given[0] if given else None)
+        if tensor.is_meta and isinstance(target, str | torch.device) and torch.device(target).type == "cpu":
+            return torch.zeros(tensor.shape, dtype=tensor.dtype)
+        return to(tensor, *given, **named)
+
+    monkeypatch.setattr(torch.Tensor, "to", fetched)
+    monkeypatch.setattr(torch, "autocast", lambda kind, **o: nullcontext() if kind == "meta" else autocast(kind, **o))
+    model.set_experts_implementation("batched_mm")
+    for name in ("embed_tokens", "rotary_emb", "layers.0", "layers.1", "norm"):
+        device = "meta" if name in away else "cpu"
+        part = model.language_model.get_submodule(name).to(device)
+        add_hook_to_module(part, AlignDevicesHook(execution_device=device))
+    output, views = model(**inputs), model.encode_views(**inputs)
+    for tensor in (output.last_hidden_state, output.embeddings, *views.routing, views.alignment_logits):
+        assert tensor.device.type == "cpu"
+    for tensor in (views.text_embeddings, views.image_embeddings, views.multimodal_embeddings, views.temperatures):
+        assert tensor.device.type == "cpu"
 
 
 @torch.no_grad()
