@@ -57,7 +57,7 @@ def test_a_driver_of_ray_that_is_killed_goes_on(inputs, saved_model, place, tabl
     verb = verb._replace(halfway=lambda place, expected: None)
     whole, _ = uninterrupted(verb, place)
     problems = []
-    for fault in draw(whole, max(1, KILLS // 3), SEED):
+    for fault in draw(whole, KILLS, SEED):
         killed, found = killed_and_done(verb, place, [fault], {})
         lost, wrong = compared_numbers(vectors_of(found), expected)
         table.add("killed", "encode, Ray", killed, bool(lost), bool(wrong))
