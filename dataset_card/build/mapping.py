@@ -51,7 +51,7 @@ def resolve(
         given: field → column, which no guess overrides. A list, or names joined by commas, gives several columns;
             "" leaves the field out; attributes may be "*" for every column not used otherwise; images may be a
             pattern of paths such as "images/{id}.jpg".
-        known: the mapping of a recognised export format, in place of a guess.
+        known: the mapping of a recognised export format; what it lacks is guessed, among the columns that it leaves.
         name: what messages call the source.
 
     Returns:
@@ -64,17 +64,17 @@ def resolve(
     """
     fixed = {field: _given(field, value, columns, fields, name) for field, value in (given or {}).items()}
     reasons = {field: "given" for field in fixed}
-    mapping = dict(fixed)
-    if known is not None:
-        for field, found in known.items():
-            if field not in mapping:
-                mapping[field], reasons[field] = found, "the format has it there"
-    else:
-        taken = columns_of(fixed)
-        free = {column: _Sample(column, sample) for column in columns if column not in taken}
-        guesses = _product_guesses if fields is PRODUCT_FIELDS else _log_guesses
-        for field, found, reason in guesses(free, [field for field in fields if field not in fixed]):
-            mapping[field], reasons[field] = found, reason
+    of_format = {field: found for field, found in (known or {}).items() if field not in fixed}
+    reasons |= dict.fromkeys(of_format, "the format has it there")
+    mapping = fixed | of_format
+    taken = columns_of(mapping)
+    free = {column: _Sample(column, sample) for column in columns if column not in taken}
+    guesses = _product_guesses if fields is PRODUCT_FIELDS else _log_guesses
+    open_fields = [field for field in fields if field not in mapping or (field in of_format and field == "attributes")]
+    for field, found, reason in guesses(free, open_fields):
+        if field in of_format:
+            found, reason = (*of_format[field], *found), f"{reasons[field]}; more by {reason}"
+        mapping[field], reasons[field] = found, reason
     used = columns_of(mapping)
     rest = [column for column in columns if column not in used]
     if "*" in mapping.get("attributes", ()):

@@ -11,6 +11,8 @@ from .mapping import Column, FieldMapping, attribute_pairs
 from .raw_rows import RawRow
 
 VARIATION = "variation"
+# Any table may have id, title and image_link; an export has these as well.
+_GOOGLE_MARKS = set("link availability price gtin mpn googleproductcategory producttype itemgroupid".split())
 
 
 class Shop(NamedTuple):
@@ -120,7 +122,10 @@ def _woocommerce(have: dict[str, str], columns: Sequence[str], pairs: list[tuple
 
 
 def _google(have: dict[str, str], columns: Sequence[str], pairs: list[tuple[str, str]]) -> Shop | None:
-    if not {"id", "title", "imagelink"} <= have.keys():
+    marks = _GOOGLE_MARKS & have.keys()
+    if not {"id", "title", "imagelink"} <= have.keys() or (
+        len(marks) < 2 and not any(column.startswith("g:") for column in columns)
+    ):
         return None
     facts = ("brand", "color", "size", "material", "pattern", "gender", "agegroup")
     mapping = _mapping(

@@ -128,8 +128,35 @@ def test_google_merchant_center(shop):
     assert pictures(product) == ["one.jpg", "two.jpg", "white.jpg"]
 
 
+def test_a_table_with_an_image_link_is_no_export_of_google_and_keeps_its_columns(shop):
+    source, (lamp,) = shop(
+        "id,title,description,category,colour,brand,image_link\n"
+        "7,Desk lamp,A lamp.,Home > Lamps,white,Lumo,images/one.jpg\n"
+    )
+    assert not any("product export" in line for line in source.explain())
+    assert lamp.product["category_path"] == ["Home", "Lamps"]
+    assert pairs(lamp.product) == [("colour", "white"), ("brand", "Lumo")]
+
+
+def test_what_an_export_format_does_not_have_is_guessed(shop):
+    source, (lamp,) = shop(
+        "id,title,category,colour,brand,image_link,link,price,stock\n"
+        "7,Desk lamp,Home > Lamps,white,Lumo,images/one.jpg,https://s.example/7,9 EUR,3\n"
+    )
+    assert "category_path <- category: its values are paths of categories" in source.explain()
+    assert "attributes <- brand, colour: the format has it there; more by their names" in source.explain()
+    assert any(line.startswith("not used: link, price, stock") for line in source.explain())
+    assert lamp.product["category_path"] == ["Home", "Lamps"] and pictures(lamp.product) == ["one.jpg"]
+    assert pairs(lamp.product) == [("brand", "Lumo"), ("colour", "white")]
+    source, _ = shop("id,title,colour,brand,image_link,link,price\n7,Lamp,red,Lumo,,,\n", attributes="brand")
+    assert source.mapping["attributes"] == ("brand",)
+
+
 def test_other_tables_are_not_taken_for_an_export():
-    assert recognise(["id", "title", "image"]) is None and recognise(["Handle", "Title", "Price"]) is None
+    assert recognise(["id", "title", "image"]) is None
+    assert recognise(["id", "title", "image_link", "price"]) is None
+    assert recognise(["id", "title", "image_link", "price", "link"]).name == "Google Merchant Center"
+    assert recognise(["Handle", "Title", "Price"]) is None
     assert recognise(["Type", "SKU", "Name", "Price"]) is None
     assert recognise(["g:id", "g:title", "g:image_link"]).mapping["images"] == ("g:image_link",)
     assert recognise(next(csv.reader([SHOPIFY.split("linen-shirt")[0]]))).name == "Shopify"
