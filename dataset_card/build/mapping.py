@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any
 
 from .column_names import (
     ATTRIBUTE_NAMES,
     CATEGORY_NAMES,
     FIELD_WORDS,
-    LOG_NAMES,
     MAX_COLUMN_NAME,
     PRODUCT_NAMES,
     name_words,
     plain_name,
 )
+from .column_sample import IMAGE_KEYS, IMAGE_SUFFIXES, Column, ColumnSample, Found, find_by_name
+from .log_columns import LOG_FIELDS, guess_log_columns
+
+__all__ = [
+    "IMAGE_KEYS",
+    "IMAGE_SUFFIXES",
+    "LOG_FIELDS",
+    "PRODUCT_FIELDS",
+    "TEMPLATE",
+    "Column",
+    "FieldMapping",
+    "attribute_pairs",
+    "columns_of",
+    "parse_columns",
+    "resolve",
+]
 
 PRODUCT_FIELDS = ("product_id", "title", "description", "category_path", "attributes", "images")
-LOG_FIELDS = ("query_id", "text", "image", "product_id", "event", "count", "shown", "timestamp")
 ONE_COLUMN = ("query_id", "text", "image", "event", "count", "shown", "timestamp")
-EVENT_WORDS = set("click clicked purchase purchased buy bought order exposure exposed impression view show shown cart "
-                  "add_to_cart addtocart pv fav transaction".split())  # fmt: skip
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-IMAGE_KEYS = ("src", "url", "hi_res", "large", "file_name", "image", "thumb")  # of one picture, as shops nest them
 TEMPLATE = re.compile(r"\{([^{}]+)\}")  # images/{id}.jpg
 _NUMBERED = re.compile(r"^(?:(?:product|item)?(?:category|categories|cat|cate|level|lvl)|l)(?:id|level|lvl|l)?(\d)"
                        r"(?:category|name|cat|level)?$")  # fmt: skip
 _PAIR = re.compile(r"^(.*?)[\W_]*(names?|values?|value\(s\))$", re.IGNORECASE)
 
-Column = str | tuple[str, str]  # a pair: the column that names an attribute, and the column that holds its value
 FieldMapping = dict[str, tuple[Column, ...]]
 
 
@@ -68,8 +77,8 @@ def resolve(
     reasons |= dict.fromkeys(of_format, "the format has it there")
     mapping = fixed | of_format
     taken = columns_of(mapping)
-    free = {column: _Sample(column, sample) for column in columns if column not in taken}
-    guesses = _product_guesses if fields is PRODUCT_FIELDS else _log_guesses
+    free = {column: ColumnSample(column, sample) for column in columns if column not in taken}
+    guesses = _product_guesses if fields is PRODUCT_FIELDS else guess_log_columns
     open_fields = [field for field in fields if field not in mapping or (field in of_format and field == "attributes")]
     for field, found, reason in guesses(free, open_fields):
         if field in of_format:
@@ -130,21 +139,6 @@ def attribute_pairs(columns: Sequence[str]) -> list[tuple[str, str]]:
     return [(half["name"], half["valu"]) for half in halves.values() if len(half) == 2]
 
 
-def looks_like_image(value: Any) -> bool:
-    """Whether a value may stand for pictures: bytes, {bytes, path}, a URL, or a path with the suffix of an image."""
-    if isinstance(value, bytes):
-        return len(value) > 0
-    if isinstance(value, dict):
-        return any(key in value for key in ("bytes", "path", *IMAGE_KEYS))
-    if isinstance(value, list | tuple):
-        return bool(value) and looks_like_image(value[0])
-    if not isinstance(value, str):
-        return False
-    text = value[:2000].strip(" []\"'").casefold()
-    start = re.split(r"[?#,;|\s]", text, maxsplit=1)[0]
-    return start.endswith(IMAGE_SUFFIXES) or text.endswith(IMAGE_SUFFIXES) or text.startswith("data:image/")
-
-
 def _given(field: str, value: Any, columns: Sequence[str], fields: Sequence[str], name: str) -> tuple[Column, ...]:
     if field not in fields:
         if field in columns and value in fields:
@@ -195,78 +189,11 @@ def _shown(columns: Sequence[Column]) -> str:
     return ", ".join(column if isinstance(column, str) else " = ".join(column) for column in columns)
 
 
-class _Sample:
-    """What the first rows hold in one column.
-
-    Args:
-        filled: share of rows with a value.
-        distinct: share of different values among the filled.
-        length: mean number of characters.
-        words: share of values with a space inside, or in a script that is written without.
-        images: share of values that look like images.
-        paths: share of values that are lists of names or have a separator of category levels.
-    """
-
-    def __init__(self, column: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.column, self.rows = column, len(rows)
-        values = [value for row in rows if (value := row.get(column)) not in (None, "", [], {}) and value == value]
-        self.count = len(values)
-        self.filled = len(values) / max(1, len(rows))
-        briefs = [_brief(value) for value in values]
-        self.distinct = len(set(briefs)) / max(1, len(briefs))
-        self.length = sum(map(len, briefs)) / max(1, len(briefs))
-        self.values = values
-
-    def share(self, test: Callable[[Any], bool]) -> float:
-        return sum(test(value) for value in self.values) / max(1, self.count)
-
-    @property
-    def images(self) -> float:
-        return self.share(looks_like_image)
-
-    @property
-    def paths(self) -> float:
-        return self.share(_is_path)
-
-    @property
-    def plain(self) -> bool:
-        """Text or numbers, no lists or bytes."""
-        return self.share(lambda value: isinstance(value, str | int | float) and not isinstance(value, bool)) > 0.9
-
-    def facts(self) -> str:
-        return f"{self.distinct:.0%} of {self.count} values differ" if self.count else "no values in the sample"
-
-
-class _Found(NamedTuple):
-    field: str
-    columns: tuple[Column, ...]
-    reason: str
-
-
-def _brief(value: Any) -> str | bytes:
-    """What tells a value from others; never the representation of an image."""
-    if isinstance(value, str | bytes):
-        return value
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return value["bytes"]
-    if isinstance(value, list | tuple):
-        return repr([_brief(part) if not isinstance(part, bytes) else part[:64] for part in value[:9]])[:500]
-    if isinstance(value, int) and value.bit_length() > 1_000:
-        return hex(value)
-    return str(value)[:200]
-
-
-def _is_path(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return bool(value) and isinstance(value[0], str | list)
-    return isinstance(value, str) and bool(re.search(r"\w\s*(?:>|»|›|\||/)\s*\w", value)) and "://" not in value[:10]
-
-
-def _product_guesses(free: dict[str, _Sample], fields: Sequence[str]) -> list[_Found]:
-    found: list[_Found] = []
+def _product_guesses(free: dict[str, ColumnSample], fields: Sequence[str]) -> list[Found]:
+    found: list[Found] = []
 
     def take(field: str, columns: Sequence[Column], reason: str) -> None:
-        found.append(_Found(field, tuple(columns), reason))
+        found.append(Found(field, tuple(columns), reason))
         for column in columns_of({field: tuple(columns)}):
             free.pop(column, None)
 
@@ -277,7 +204,7 @@ def _product_guesses(free: dict[str, _Sample], fields: Sequence[str]) -> list[_F
     if "product_id" in fields and (guess := _product_id(free)):
         take("product_id", *guess)
     for field in ("title", "description"):
-        if field in fields and (guess := _by_name(field, PRODUCT_NAMES[field], free, lambda s: s.images < 0.5)):
+        if field in fields and (guess := find_by_name(field, PRODUCT_NAMES[field], free, lambda s: s.images < 0.5)):
             take(field, *guess)
     if "category_path" in fields and (guess := _category(free)):
         take("category_path", *guess)
@@ -295,56 +222,7 @@ def _product_guesses(free: dict[str, _Sample], fields: Sequence[str]) -> list[_F
     return found
 
 
-def _log_guesses(free: dict[str, _Sample], fields: Sequence[str]) -> list[_Found]:
-    tests: dict[str, Callable[[_Sample], bool]] = {
-        "text": lambda s: s.plain and s.images < 0.5,
-        "image": lambda s: s.images >= 0.5,
-        "event": lambda s: s.plain and s.length < 30,
-        "count": lambda s: s.plain and s.share(_is_number) > 0.9,
-        "product_id": lambda s: s.plain and s.images < 0.5,
-    }
-    found = []
-    for field in ("event", "product_id", "query_id", "text", "image", "shown", "count", "timestamp"):
-        if field not in fields:
-            continue
-        guess = _by_name(field, LOG_NAMES[field], free, tests.get(field, lambda s: True))
-        if guess is None and field == "event":
-            for column, s in free.items():
-                if s.count and s.share(lambda value: str(value).casefold() in EVENT_WORDS) > 0.9:
-                    guess = [column], "its values are names of events"
-                    break
-        if guess:
-            found.append(_Found(field, tuple(guess[0]), guess[1]))
-            free.pop(guess[0][0])
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError, OverflowError):
-        return False
-    return True
-
-
-def _by_name(
-    field: str, names: Mapping[str, int], free: Mapping[str, _Sample], test: Callable[[_Sample], bool]
-) -> tuple[list[str], str] | None:
-    """The best named column whose values pass the test; columns without any value come last."""
-    ranked = [(s.count == 0, names[plain_name(column)], column) for column, s in free.items()
-              if plain_name(column) in names and (not s.count or test(s))]  # fmt: skip
-    if ranked:
-        column = min(ranked)[2]
-        return [column], f"its name; {free[column].facts()}"
-    wanted, unwanted = FIELD_WORDS.get(field, (set(), set()))
-    for column, s in free.items():
-        words = set(name_words(column))
-        if words & wanted and not words & unwanted and s.count and test(s):
-            return [column], f"a word of its name; {s.facts()}"
-    return None
-
-
-def _product_id(free: Mapping[str, _Sample]) -> tuple[list[str], str] | None:
+def _product_id(free: Mapping[str, ColumnSample]) -> tuple[list[str], str] | None:
     names = PRODUCT_NAMES["product_id"]
     ranked = []
     for column, s in free.items():
@@ -361,7 +239,7 @@ def _product_id(free: Mapping[str, _Sample]) -> tuple[list[str], str] | None:
     return None
 
 
-def _images(free: Mapping[str, _Sample]) -> tuple[list[str], str] | None:
+def _images(free: Mapping[str, ColumnSample]) -> tuple[list[str], str] | None:
     names = PRODUCT_NAMES["images"]
     wanted, unwanted = FIELD_WORDS["images"]
     named = []
@@ -387,7 +265,7 @@ def _images(free: Mapping[str, _Sample]) -> tuple[list[str], str] | None:
     return None
 
 
-def _category(free: Mapping[str, _Sample]) -> tuple[list[str], str] | None:
+def _category(free: Mapping[str, ColumnSample]) -> tuple[list[str], str] | None:
     ranked = []
     wanted, unwanted = FIELD_WORDS["category_path"]
     for column, s in free.items():
