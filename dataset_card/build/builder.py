@@ -20,6 +20,7 @@ from .clean import MAX_SIDE
 from .duplicates import MAX_DISTANCE, REASONS, check_installed, find_duplicates
 from .log import WORK_NAME as LOG_WORK
 from .log import KnownProducts, read_log
+from .log_columns import COUNT_FIELDS
 from .mapping import parse_columns
 from .named import NAMED, open_named
 from .queries import POSITIVE_EVENTS, LogRules, positive_rows, write_queries
@@ -27,7 +28,7 @@ from .report import count_split, discrepancies, draw_sheet, hints, markdown
 from .sources import Source, open_log, open_source
 from .splits import LEFT_OUT, TRAIN, assign_splits, over_category_limit, parse_splits
 
-FORMAT = 1  # of work files; a build that another version began is not gone on with
+FORMAT = 2  # of work files; a build that another version began is not gone on with
 REPORT, PAGE, SHEET = "build_report.json", "build_report.md", "contact_sheet.png"
 _SHARD = re.compile(r"(products|queries)-[a-z][a-z0-9_]*-\d{5}\.parquet")
 NOT_COMPARED = (  # the files are, by their fingerprints
@@ -58,7 +59,12 @@ class BuildArguments:
         metadata={"help": "Columns of the catalogue that are guessed wrong, such as title=Name images=img1,img2."},
     )
     log_columns: list[str] | None = field(
-        default=None, metadata={"help": "Columns of the log that are guessed wrong, such as text=q product_id=sku."}
+        default=None,
+        metadata={
+            "help": "Columns of the log that are guessed wrong, such as text=q product_id=sku. A line is one event, "
+            "named by event and repeated by count, or sums events up: purchases=orders clicks=n_clicks "
+            "exposures=impressions. FIELD= leaves a field out."
+        },
     )
     image_root: str | None = field(
         default=None, metadata={"help": "Folder where relative image paths start; beside the file if not given."}
@@ -139,7 +145,10 @@ def build_dataset(arguments: BuildArguments, progress: bool = True) -> dict[str,
     check_installed()
     source, log = _open(arguments)
     log_mapping = [] if log is None else log.explain()
-    if log is not None and "event" not in log.mapping:
+    counted = [] if log is None else [field for field in COUNT_FIELDS if field in log.mapping]
+    if counted:
+        log_mapping.append(f"a line counts as its {', '.join(counted)}; with 0 of these, as one exposure")
+    elif log is not None and "event" not in log.mapping:
         log_mapping.append(f"without a column for event, every line counts as a {arguments.positive_events[0]}")
     out = Path(arguments.output_dir)
     work = out / ".build"

@@ -109,9 +109,22 @@ LOG_NAMES = {
         "行为 行为类型 行動 действие"
     ),
     "count": _names(
-        "count counts times frequency freq num_clicks clicks click_count num_purchases purchases orders quantity "
-        "qty total n anzahl haufigkeit nombre_de_clics quantite cantidad numero quantita quantidade aantal 次数 "
-        "点击次数 件数 количество"
+        "count counts times frequency freq quantity qty anzahl haufigkeit quantite cantidad numero quantita "
+        "quantidade aantal 次数 件数 количество"
+    ),
+    "purchases": _names(
+        "purchases purchase_count num_purchases n_purchases orders order_count num_orders n_orders conversions "
+        "conversion_count num_conversions n_conversions purchased purchase bought converted kaufe bestellungen achats "
+        "commandes compras pedidos acquisti ordini 购买次数 购买量 购买数 購入数 구매수 покупки заказы"
+    ),
+    "clicks": _names(
+        "clicks click_count num_clicks n_clicks clicked click klicks nombre_de_clics clics cliques clic 点击次数 "
+        "点击量 点击数 クリック数 클릭수 клики views view_count num_views n_views"
+    ),
+    "exposures": _names(
+        "impressions impression_count num_impressions n_impressions exposures exposure_count num_exposures "
+        "n_exposures impression exposure times_shown shown displayed views view_count num_views n_views 曝光 曝光次数 "
+        "曝光量 曝光数 表示回数 노출수 показы"
     ),
     "shown": _names(
         "shown shown_ids shown_products shown_product_ids impressions impression_ids exposures exposure exposed "
@@ -143,6 +156,9 @@ FIELD_WORDS = {
         ("text", "query search keyword suchbegriff recherche", "id time date count image type"),
         ("product_id", "product item sku asin article goods", "name title image count type"),
         ("event", "event action behavior behaviour", "time date id count timestamp"),
+        ("purchases", "purchases orders conversions", "rate value revenue id ids time date per share"),
+        ("clicks", "clicks", "rate value id ids time date per share through"),
+        ("exposures", "impressions exposures", "rate value id ids time date per share"),
         ("shown", "shown impressions exposures exposed candidates negatives", "count num time"),
         ("timestamp", "time timestamp date datetime", "zone format"),
     )

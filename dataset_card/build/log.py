@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,14 @@ from ..schema import normalise_title
 from ..shards import GROUP_BYTES, ShardWriter, Tally, numbered, read_notes, written
 from .clean import Dropped, clean_id, clean_ids, clean_text
 from .duplicates import stable_key
+from .log_columns import COUNT_FIELDS, read_count
 from .mapping import Column
 from .pictures import read_pictures
+from .plain_text import is_nothing
 from .raw_rows import RawRow
 from .sources import Source
 
-EVENTS = ("purchase", "click", "exposure")
+EVENTS = ("purchase", "click", "exposure")  # in the order of COUNT_FIELDS
 PURCHASE, CLICK, EXPOSURE = range(3)
 EVENT_NAMES = {
     **dict.fromkeys(
@@ -37,7 +38,6 @@ EVENT_NAMES = {
     **dict.fromkeys("exposure exposed impression impressions show shown display displayed listed".split(), EXPOSURE),
 }
 MAX_QUERY = 500  # characters
-MAX_COUNT = 10**12
 
 WORK_NAME = "log"
 WORK_LINES = 100_000  # lines behind one work file
@@ -49,13 +49,14 @@ WORK_SCHEMA = pa.schema(
     + [("text", pa.string()), ("picture", pa.binary())]
 )
 
-UNKNOWN_EVENT = "unknown_event"
+ONE_EXPOSURE = (0, 0, 1)
+UNKNOWN_EVENT, BROKEN_COUNT = "unknown_event", "broken_count"
 LOG_REASONS = {
     "no_text_no_image": "neither a search text nor a picture that can be read",
     "no_product_id": "no product id, and no products that were shown",
     "unknown_product": "the product is not in the catalogue, or was dropped from it while it was cleaned",
     UNKNOWN_EVENT: "the event is none of a purchase, a click and an exposure",
-    "broken_count": "the count is no whole number above 0",
+    BROKEN_COUNT: "a count is no whole number or below 0, or the count of its one event is 0",
 }
 
 
@@ -102,8 +103,7 @@ class Event(NamedTuple):
         text: of the query, "" for none.
         picture: of the query, b"" for none.
         product_id: "" where the line only says what was shown.
-        kind: PURCHASE, CLICK or EXPOSURE.
-        count: of it.
+        counts: of purchases, clicks and exposures.
         shown: ids of the products that were shown.
     """
 
@@ -111,8 +111,7 @@ class Event(NamedTuple):
     text: str
     picture: bytes
     product_id: str
-    kind: int
-    count: int
+    counts: tuple[int, int, int]
     shown: list[str]
 
 
@@ -174,17 +173,32 @@ def clean_event(
     if not product_id:
         if not shown:
             return Dropped(row.place, "no_product_id", "")
-        return Event(row.place, text, picture, "", EXPOSURE, 1, shown)
+        return Event(row.place, text, picture, "", ONE_EXPOSURE, shown)
+    if any(field in mapping for field in COUNT_FIELDS):
+        return _summed_events(row, mapping, Event(row.place, text, picture, product_id, ONE_EXPOSURE, shown))
     kind = default
     if "event" in mapping:
         name = clean_text(cell["event"], 50)[0]
         kind = EVENT_NAMES.get(name.casefold().replace(" ", "_").replace("-", "_"), -1)
         if kind < 0:
             return Dropped(row.place, UNKNOWN_EVENT, repr(name))
-    count = _count(cell["count"]) if "count" in mapping else 1
+    count = 1 if cell.get("count") in (None, "") else read_count(cell["count"])
     if not count:
-        return Dropped(row.place, "broken_count", clean_text(cell["count"], 50)[0])
-    return Event(row.place, text, picture, product_id, kind, count, shown)
+        return Dropped(row.place, BROKEN_COUNT, clean_text(cell["count"], 50)[0])
+    counts = tuple(count if number == kind else 0 for number in range(len(EVENTS)))
+    return Event(row.place, text, picture, product_id, counts, shown)
+
+
+def _summed_events(row: RawRow, mapping: Mapping[str, Sequence[Column]], event: Event) -> Event | Dropped:
+    """The event with the counts of each kind; one exposure where all are 0 or blank."""
+    counts = []
+    for field in COUNT_FIELDS:
+        cell = row.values.get(mapping[field][0]) if field in mapping else None
+        count = 0 if is_nothing(cell) else read_count(cell)
+        if count is None:
+            return Dropped(row.place, BROKEN_COUNT, f"{field}: {clean_text(cell, 50)[0]}")
+        counts.append(count)
+    return event._replace(counts=tuple(counts)) if any(counts) else event
 
 
 def read_log(
@@ -249,7 +263,7 @@ def _summed(events: Sequence[Event], known: KnownProducts, counts: LogCounts) ->
     ids: dict[str, int] = {}
     queries: dict[int, tuple[str, bytes]] = {}
     key_of: dict[tuple[str, bytes], int] = {}
-    rows: list[tuple[int, int, int, int]] = []  # query key, number of the id, kind, count
+    rows: list[tuple[int, int, int, int, int]] = []  # query key, row of the product, counts of each kind
     for event in events:
         for product_id in (event.product_id, *event.shown):
             ids.setdefault(product_id, len(ids))
@@ -270,20 +284,19 @@ def _summed(events: Sequence[Event], known: KnownProducts, counts: LogCounts) ->
             key = key_of[query] = _query_key(*query)
             queries.setdefault(key, query)
         if row >= 0:
-            rows.append((key, row, event.kind, event.count))
-            counts.events[EVENTS[event.kind]] += event.count
-        rows.extend((key, row, EXPOSURE, 1) for row in shown)
+            rows.append((key, row, *event.counts))
+            counts.events.update(dict(zip(EVENTS, event.counts, strict=True)))
+        rows.extend((key, row, *ONE_EXPOSURE) for row in shown)
         counts.events[EVENTS[EXPOSURE]] += len(shown)
     if not rows:
         return WORK_SCHEMA.empty_table()
-    query, row, kind, count = (
-        np.array(column, dtype=kind)
-        for column, kind in zip(zip(*rows, strict=True), (np.uint64, np.int64, np.int64, np.int64), strict=True)
-    )
+    keys, *others = zip(*rows, strict=True)
+    query, row = np.array(keys, dtype=np.uint64), np.array(others[0], dtype=np.int64)
+    of_kind = np.array(others[1:], dtype=np.int64)  # (kinds, rows)
     order = np.lexsort((row, query))
-    query, row, kind, count = query[order], row[order], kind[order], count[order]
+    query, row, of_kind = query[order], row[order], of_kind[:, order]
     new = np.flatnonzero(np.r_[True, (query[1:] != query[:-1]) | (row[1:] != row[:-1])])
-    sums = [np.add.reduceat(np.where(kind == number, count, 0), new) for number in range(len(EVENTS))]
+    sums = np.add.reduceat(of_kind, new, axis=1)
     query, row = query[new], row[new]
     first = np.r_[True, query[1:] != query[:-1]]
     said = [queries[key] if here else ("", b"") for key, here in zip(query.tolist(), first.tolist(), strict=True)]
@@ -305,15 +318,3 @@ def _write_work_file(path: Path, table: pa.Table, notes: dict[str, Any]) -> None
         groups[str(number)] = writer.row_groups
         writer.write(table.filter(pa.array(partition == number)))
     writer.close(notes | {"row_groups": groups})
-
-
-def _count(cell: Any) -> int:
-    """A whole number above 0; 1 for a blank cell, 0 for anything else."""
-    if cell is None or cell == "":
-        return 1
-    try:
-        number = float(cell)
-    except (TypeError, ValueError, OverflowError):
-        return 0
-    whole = math.isfinite(number) and number == int(number) and 0 < number <= MAX_COUNT
-    return int(number) if whole and not isinstance(cell, bool) else 0

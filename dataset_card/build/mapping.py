@@ -17,7 +17,7 @@ from .column_names import (
     plain_name,
 )
 from .column_sample import IMAGE_KEYS, IMAGE_SUFFIXES, Column, ColumnSample, Found, find_by_name
-from .log_columns import LOG_FIELDS, guess_log_columns
+from .log_columns import LOG_FIELDS, guess_log_columns, refuse_unclear_events
 
 __all__ = [
     "IMAGE_KEYS",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 PRODUCT_FIELDS = ("product_id", "title", "description", "category_path", "attributes", "images")
-ONE_COLUMN = ("query_id", "text", "image", "event", "count", "shown", "timestamp")
+ONE_COLUMN = tuple(field for field in LOG_FIELDS if field != "product_id")
 TEMPLATE = re.compile(r"\{([^{}]+)\}")  # images/{id}.jpg
 _NUMBERED = re.compile(r"^(?:(?:product|item)?(?:category|categories|cat|cate|level|lvl)|l)(?:id|level|lvl|l)?(\d)"
                        r"(?:category|name|cat|level)?$")  # fmt: skip
@@ -69,7 +69,7 @@ def resolve(
 
     Raises:
         ValueError: for a field or column that does not exist, naming close ones and those there are; for a table
-            without any of the fields it cannot do without.
+            without any of the fields it cannot do without; for a log whose lines may be no events.
     """
     fixed = {field: _given(field, value, columns, fields, name) for field, value in (given or {}).items()}
     reasons = {field: "given" for field in fixed}
@@ -96,6 +96,8 @@ def resolve(
         way = "; to keep them, give attributes=COLUMN,… or attributes=*" if fields is PRODUCT_FIELDS else ""
         lines.append(f"not used: {', '.join(rest[:30])}{', …' if len(rest) > 30 else ''}{way}")
     _refuse_useless(mapping, columns, fields, name)
+    if fields is LOG_FIELDS:
+        refuse_unclear_events(mapping, [free[column] for column in rest], "event" in fixed, name)
     return mapping, lines
 
 

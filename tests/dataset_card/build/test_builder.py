@@ -127,6 +127,24 @@ def content(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
 
 
+@pytest.mark.parametrize("given", [
+    ("impressions,clicks,purchases", ("40,9,2", "30,0,0", "20,5,0"), {"purchase": 2, "click": 14, "exposure": 90}, {}),
+    ("relevance", ("2", "0", ""), {"purchase": 2, "click": 0, "exposure": 2},
+     {"log_columns": ["purchases=relevance"], "min_exposures": 1, "max_negatives": 1}),
+])  # fmt: skip
+def test_a_log_that_sums_events_up_makes_positives_of_purchases_alone(tmp_path, given):
+    names, counts, events, changes = given
+    (tmp_path / "shop.csv").write_text("id,title\n" + "".join(f"{row},Mug {row} of clay\n" for row in range(9)))
+    lines = [f"clay mug,{row},{count}\n" for row, count in enumerate(counts)]
+    (tmp_path / "log.csv").write_text(f"query,product_id,{names}\n" + "".join(lines))
+    paths = tmp_path / "shop.csv", tmp_path / "log.csv"
+    report = build_dataset(arguments(paths, tmp_path / "out", splits=["train=1"], **changes), progress=False)
+    assert report["log"]["events"] == events and report["log"]["used"] == 3
+    assert any("a line counts as its purchases" in line for line in report["log"]["mapping"])
+    (query,) = load_product_queries(tmp_path / "out", tmp_path / "out").queries
+    assert (query["product_id"], query["negative_ids"], query["grade"]) == ("0", ["1"], 2)
+
+
 def test_what_is_built_is_read_by_the_package(built):
     out, report = built
     data = load_product_queries(out, out)

@@ -52,7 +52,7 @@ def summed(work) -> dict[tuple[str, int], tuple[int, ...]]:
     [("Purchase", PURCHASE), ("buy", PURCHASE), ("add to cart", CLICK), ("pv", CLICK), ("Impression", EXPOSURE)],
 )
 def test_events_have_many_names(name, kind):
-    assert event(text="mug", product_id="p1", event=name).kind == kind
+    assert np.flatnonzero(event(text="mug", product_id="p1", event=name).counts).tolist() == [kind]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_events_have_many_names(name, kind):
         ({"text": "mug", "product_id": "p1"}, "unknown_event"),
         *(
             ({"text": "mug", "product_id": "p1", "event": "click", "count": count}, "broken_count")
-            for count in ("0", "-3", "many", "2.5", "nan", "inf", "1e99", True, [1], {})
+            for count in ("0", "-3", "many", "2.5", "nan", "inf", "1e99", False, [1], {})
         ),
     ],
 )
@@ -77,10 +77,32 @@ def test_a_line_that_cannot_be_used_is_dropped_with_its_reason(values, reason):
 
 
 def test_what_a_line_may_leave_out():
-    assert event(text="mug", product_id=12.0, event="click", count="3.0")[3:] == ("12", CLICK, 3, [])
+    assert event(text="mug", product_id=12.0, event="click", count="3.0")[3:] == ("12", (0, 3, 0), [])
     without_event = {field: columns for field, columns in MAPPING.items() if field not in ("event", "count")}
-    assert event(without_event, text="mug", product_id="p1")[3:] == ("p1", CLICK, 1, [])
-    assert event(text="mug", shown="p1|p2 p1")[3:] == ("", EXPOSURE, 1, ["p1", "p2"])
+    assert event(without_event, text="mug", product_id="p1")[3:] == ("p1", (0, 1, 0), [])
+    assert event(text="mug", shown="p1|p2 p1")[3:] == ("", (0, 0, 1), ["p1", "p2"])
+
+
+SUMS = {name: (name,) for name in ("text", "product_id", "purchases", "clicks", "exposures")}
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ({"purchases": "2", "clicks": 9.0, "exposures": "120"}, (2, 9, 120)),
+        ({"purchases": 0, "clicks": "", "exposures": "40"}, (0, 0, 40)),
+        ({"purchases": 0, "clicks": 0, "exposures": 0}, (0, 0, 1)),
+        ({"purchases": None, "clicks": True, "exposures": "nan"}, (0, 1, 0)),
+    ],
+)
+def test_a_line_may_sum_up_events_of_every_kind(values, counts):
+    assert event(SUMS, text="mug", product_id="p1", **values).counts == counts
+
+
+@pytest.mark.parametrize("count", ["-1", "2.5", "many"])
+def test_a_count_that_is_none_costs_the_line_and_is_named(count):
+    found = event(SUMS, text="mug", product_id="p1", purchases="1", clicks=count)
+    assert (found.reason_code, found.detail) == ("broken_count", f"clicks: {count}")
 
 
 def test_a_query_may_be_a_picture_and_loses_one_that_cannot_be_read(tmp_path, make_image):
