@@ -15,7 +15,7 @@ import numpy as np
 from ..recipe import RecipeParser
 from ..shards import EXAMPLES, write_text
 from .catalogue import WORK_NAME as CATALOGUE_WORK
-from .catalogue import clean_catalogue, read_category_paths, read_ids, read_keys, write_products
+from .catalogue import clean_catalogue, read_aliases, read_category_paths, read_ids, read_keys, write_products
 from .clean import MAX_SIDE
 from .duplicates import MAX_DISTANCE, REASONS, check_installed, find_duplicates
 from .log import WORK_NAME as LOG_WORK
@@ -56,7 +56,10 @@ class BuildArguments:
     )
     columns: list[str] | None = field(
         default=None,
-        metadata={"help": "Columns of the catalogue that are guessed wrong, such as title=Name images=img1,img2."},
+        metadata={
+            "help": "Columns of the catalogue that are guessed wrong, such as title=Name images=img1,img2; and "
+            "aliases=COLUMN for other ids that the log names products by."
+        },
     )
     log_columns: list[str] | None = field(
         default=None,
@@ -172,7 +175,7 @@ def build_dataset(arguments: BuildArguments, progress: bool = True) -> dict[str,
     )
     log_counts = None
     if log is not None:
-        known = KnownProducts(keys.product_id, duplicates.kept_row)
+        known = KnownProducts(keys.product_id, duplicates.kept_row, *read_aliases(work))
         log_counts = read_log(log, work, known, image_root, arguments.max_side, arguments.positive_events[0], progress)
     limited = np.zeros(len(split_of), dtype=bool)
     if arguments.max_per_category is not None:

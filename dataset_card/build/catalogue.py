@@ -32,11 +32,12 @@ KEYS = pa.schema(
     + [("look", pa.binary(LOOK.itemsize)), ("has_look", pa.bool_()), ("num_images", pa.int32())]
 )
 PRODUCT_SCHEMA = PRODUCT_FEATURES.arrow_schema
-WORK_SCHEMA = pa.schema([*PRODUCT_SCHEMA, *KEYS])
+ALIAS_KEYS = pa.field("alias_keys", pa.list_(pa.uint64()))
+WORK_SCHEMA = pa.schema([*PRODUCT_SCHEMA, *KEYS, ALIAS_KEYS])
 _NO_LOOK = bytes(LOOK.itemsize)
 
 In, Out = TypeVar("In"), TypeVar("Out")
-_Result = tuple[RawRow, Cleaned | Dropped, dict[str, Any]]  # with the columns of KEYS
+_Result = tuple[RawRow, Cleaned | Dropped, dict[str, Any]]  # with the columns of KEYS and ALIAS_KEYS
 
 
 class CatalogueCounts:
@@ -97,7 +98,7 @@ def clean_catalogue(
 
     def clean(rows: Sequence[RawRow]) -> list[_Result]:
         results = ((row, clean_product(row, mapping, image_root, max_side)) for row in rows)
-        return [(row, found, _keys(found.product) if isinstance(found, Cleaned) else {}) for row, found in results]
+        return [(row, found, _keys(found) if isinstance(found, Cleaned) else {}) for row, found in results]
 
     with (
         ThreadPoolExecutor(workers) as pool,
@@ -134,6 +135,23 @@ def read_keys(work: Path) -> tuple[ProductKeys, np.ndarray]:
         pictured=columns["has_look"],
     )
     return keys, columns["num_images"]
+
+
+def read_aliases(work: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of the other names of products, (A,) uint64, and of the name that each stands for, (A,) uint64.
+
+    That is the id of a cleaned product, or for a variation what it calls its parent: an id, or an alias again.
+    """
+    aliases, names = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+    for path in written(work, WORK_NAME):
+        table = pq.read_table(path, columns=["id_key", ALIAS_KEYS.name], page_checksum_verification=True)
+        lists = table[ALIAS_KEYS.name].combine_chunks()
+        aliases.append(lists.flatten().to_numpy())
+        names.append(np.repeat(table["id_key"].to_numpy(), lists.value_lengths().to_numpy()))
+        variations = np.array(read_notes(path)["variations"], dtype=np.uint64).reshape(-1, 2)
+        aliases.append(variations[:, 0])
+        names.append(variations[:, 1])
+    return np.concatenate(aliases), np.concatenate(names)
 
 
 def read_ids(work: Path) -> pa.ChunkedArray:
@@ -218,11 +236,14 @@ def _write_work_file(path: Path, results: Iterator[_Result], start: int, bar: tq
     """Write what becomes of the next WORK_ROWS rows; returns whether they were the last."""
     writer, of_file = ShardWriter(path, WORK_SCHEMA), CatalogueCounts()
     rows: list[dict[str, Any]] = []
+    variations: list[tuple[int, int]] = []  # key of a variation's id or SKU, key of its parent
     nbytes = 0
     for row, result, keys in itertools.islice(results, WORK_ROWS):
         of_file.rows += 1
         if isinstance(result, Dropped):
             of_file.dropped.add(result.reason_code, f"{result.place}: {result.detail}".removesuffix(": "))
+            parent = stable_key("product", result.parent)
+            variations.extend((stable_key("product", alias), parent) for alias in result.aliases)
         else:
             of_file.cleaned += 1
             for reason, detail in result.notes:
@@ -237,13 +258,15 @@ def _write_work_file(path: Path, results: Iterator[_Result], start: int, bar: tq
     bar.update(of_file.rows % SLICE)
     writer.write(pa.Table.from_pylist(rows, schema=WORK_SCHEMA))
     notes = of_file.as_json() | {"next": start + of_file.rows, "last": of_file.rows < WORK_ROWS}
+    notes["variations"] = variations
     writer.close(notes)
     counts.merge(notes)
     return notes["last"]
 
 
-def _keys(product: dict[str, Any]) -> dict[str, Any]:
-    """The columns of KEYS for a product."""
+def _keys(cleaned: Cleaned) -> dict[str, Any]:
+    """The columns of KEYS and ALIAS_KEYS for a product."""
+    product = cleaned.product
     title, path = normalise_title(product["title"]), product["category_path"]
     attributes = [(attribute["name"], attribute["value"]) for attribute in product["attributes"]]
     look = _look(product["images"][0]) if product["images"] else None
@@ -255,6 +278,7 @@ def _keys(product: dict[str, Any]) -> dict[str, Any]:
         "look": look or _NO_LOOK,
         "has_look": look is not None,
         "num_images": len(product["images"]),
+        "alias_keys": [stable_key("product", alias) for alias in cleaned.aliases],
     }
 
 

@@ -10,7 +10,7 @@ from .facts import BAD_ATTRIBUTES, BAD_CATEGORY, MAX_ATTRIBUTES, MAX_LEVELS, MAX
 from .mapping import TEMPLATE, Column
 from .pictures import MAX_PIXELS, PICTURE_REASONS, Problem, read_pictures
 from .plain_text import MAX_ID, clean_id, clean_ids, clean_text, is_nothing, kind_of
-from .raw_rows import UNREADABLE_ROW, RawRow
+from .raw_rows import MAX_COLLECTED, UNREADABLE_ROW, RawRow
 from .shops import VARIATION
 
 __all__ = [
@@ -58,10 +58,12 @@ class Cleaned(NamedTuple):
     Args:
         product: a row for `PRODUCT_FEATURES`.
         notes: (code of `NOTE_REASONS`, detail) of each loss that did not cost the product.
+        aliases: other ids that a log may name it by.
     """
 
     product: dict[str, Any]
     notes: tuple[Problem, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 class Dropped(NamedTuple):
@@ -71,11 +73,15 @@ class Dropped(NamedTuple):
         place: of the row, e.g. "shop.csv line 18".
         reason_code: a key of `DROP_REASONS`.
         detail: what exactly was wrong, at most a few hundred characters.
+        aliases: ids that a log may name another product by, where the row is a variation of that.
+        parent: id of that product.
     """
 
     place: str
     reason_code: str
     detail: str
+    aliases: tuple[str, ...] = ()
+    parent: str = ""
 
 
 def clean_product(
@@ -103,7 +109,8 @@ def clean_product(
         The product with its notes, or the reason. No row raises.
     """
     if row.error is not None:
-        return Dropped(row.place, row.reason, clean_text(row.error, MAX_NAME)[0])
+        aliases = _aliases(row.values, mapping, row.parent) if row.parent else ()
+        return Dropped(row.place, row.reason, clean_text(row.error, MAX_NAME)[0], aliases, row.parent)
     values, notes = row.values, []
     product_id = str(row.number)
     if mapping.get("product_id"):
@@ -148,7 +155,14 @@ def clean_product(
         "attributes": attributes,
         "images": pictures,
     }
-    return Cleaned(product, tuple(notes))
+    return Cleaned(product, tuple(notes), _aliases(values, mapping, product_id))
+
+
+def _aliases(values: Mapping[str, Any], mapping: Mapping[str, Sequence[Column]], own: str) -> tuple[str, ...]:
+    """The ids in the columns of aliases, each a cell or the parts of a list, without the product's own."""
+    cells = [cell if isinstance(cell, list) else [cell] for cell in _cells(values, mapping, "aliases")]
+    found = dict.fromkeys(clean_id(part) for parts in cells for part in parts[:MAX_COLLECTED])
+    return tuple(name for name in found if name and name != own)
 
 
 def _cells(values: Mapping[str, Any], mapping: Mapping[str, Sequence[Column]], field: str) -> list[Any]:

@@ -109,8 +109,8 @@ LOG_NAMES = {
         "行为 行为类型 行動 действие"
     ),
     "count": _names(
-        "count counts times frequency freq quantity qty anzahl haufigkeit quantite cantidad numero quantita "
-        "quantidade aantal 次数 件数 количество"
+        "count counts times frequency freq quantity qty lineitem_quantity anzahl haufigkeit quantite cantidad "
+        "numero quantita quantidade aantal 次数 件数 количество"
     ),
     "purchases": _names(
         "purchases purchase_count num_purchases n_purchases orders order_count num_orders n_orders conversions "

@@ -50,11 +50,14 @@ WORK_SCHEMA = pa.schema(
 )
 
 ONE_EXPOSURE = (0, 0, 1)
+UNKNOWN, AMBIGUOUS = -1, -2  # in place of a row
+_NONE = np.empty(0, dtype=np.uint64)
 UNKNOWN_EVENT, BROKEN_COUNT = "unknown_event", "broken_count"
 LOG_REASONS = {
     "no_text_no_image": "neither a search text nor a picture that can be read",
     "no_product_id": "no product id, and no products that were shown",
     "unknown_product": "the product is not in the catalogue, or was dropped from it while it was cleaned",
+    "ambiguous_product": "the name is an alias of several products, such as an SKU that two have",
     UNKNOWN_EVENT: "the event is none of a purchase, a click and an exposure",
     BROKEN_COUNT: "a count is no whole number or below 0, or the count of its one event is 0",
 }
@@ -116,24 +119,49 @@ class Event(NamedTuple):
 
 
 class KnownProducts:
-    """Which row of the catalogue stands for an id.
+    """Which row of the catalogue stands for an id, or for another name of a product. An id goes before an alias.
 
     Args:
         id_keys: (N,) uint64 keys of the ids.
         kept_row: (N,) int64 row that stands for every row, its own or that of what it duplicates.
+        alias_keys: (A,) uint64 keys of other names, such as the SKUs of variants.
+        alias_of: (A,) uint64 key of the id, or of the alias, that each stands for.
     """
 
-    def __init__(self, id_keys: np.ndarray, kept_row: np.ndarray) -> None:
+    def __init__(
+        self, id_keys: np.ndarray, kept_row: np.ndarray, alias_keys: np.ndarray = _NONE, alias_of: np.ndarray = _NONE
+    ) -> None:
         self.keys, first = np.unique(id_keys, return_index=True)
         self.rows = kept_row[first]
+        new = ~np.isin(alias_keys, self.keys)
+        alias_keys, alias_of = alias_keys[new], alias_of[new]
+        ids, rows = self.keys, self.rows
+        for _ in range(2):  # first those of ids, then also those of aliases
+            of = self._find(alias_of)
+            known = of != UNKNOWN
+            names, meant = _one_row_each(alias_keys[known], of[known])
+            order = np.argsort(np.r_[ids, names])
+            self.keys, self.rows = np.r_[ids, names][order], np.r_[rows, meant][order]
+            if known.all():
+                break
 
     def find(self, ids: Sequence[str]) -> np.ndarray:
-        """(len(ids),) int64 rows, -1 for what is not in the catalogue."""
-        keys = np.array([stable_key("product", product_id) for product_id in ids], dtype=np.uint64)
+        """(len(ids),) int64 rows, UNKNOWN for what is not in the catalogue, AMBIGUOUS for an alias of several rows."""
+        return self._find(np.array([stable_key("product", product_id) for product_id in ids], dtype=np.uint64))
+
+    def _find(self, keys: np.ndarray) -> np.ndarray:
         if not len(self.keys):
-            return np.full(len(keys), -1)
+            return np.full(len(keys), UNKNOWN)
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[place] == keys, self.rows[place], -1)
+        return np.where(self.keys[place] == keys, self.rows[place], UNKNOWN)
+
+
+def _one_row_each(keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different keys, sorted, and the row of each; AMBIGUOUS where a key has several."""
+    order = np.lexsort((rows, keys))
+    keys, rows = keys[order], rows[order]
+    keys, first, count = np.unique(keys, return_index=True, return_counts=True)
+    return keys, np.where(rows[first] == rows[first + count - 1], rows[first], AMBIGUOUS)
 
 
 def clean_event(
@@ -273,7 +301,7 @@ def _summed(events: Sequence[Event], known: KnownProducts, counts: LogCounts) ->
         row = row_of[ids[event.product_id]]
         if row < 0 and (event.product_id or not shown):
             detail = f"{event.place}: {event.product_id or event.shown[0]}"
-            counts.dropped.add("unknown_product", detail)
+            counts.dropped.add("ambiguous_product" if row == AMBIGUOUS else "unknown_product", detail)
             continue
         counts.used += 1
         if len(shown) < len(event.shown):

@@ -33,7 +33,7 @@ __all__ = [
     "resolve",
 ]
 
-PRODUCT_FIELDS = ("product_id", "title", "description", "category_path", "attributes", "images")
+PRODUCT_FIELDS = ("product_id", "title", "description", "category_path", "attributes", "images", "aliases")
 ONE_COLUMN = tuple(field for field in LOG_FIELDS if field != "product_id")
 TEMPLATE = re.compile(r"\{([^{}]+)\}")  # images/{id}.jpg
 _NUMBERED = re.compile(r"^(?:(?:product|item)?(?:category|categories|cat|cate|level|lvl)|l)(?:id|level|lvl|l)?(\d)"
@@ -90,7 +90,7 @@ def resolve(
         mapping["attributes"], rest = tuple(rest), []
     mapping = {field: mapping[field] for field in fields if mapping.get(field)}
     lines = [f"{field} <- {_shown(mapping[field])}: {reasons[field]}" for field in mapping]
-    if missing := [field for field in fields if field not in mapping]:
+    if missing := [field for field in fields if field not in mapping and field != "aliases"]:  # never guessed
         lines.append(f"no column for {', '.join(missing)}")
     if rest:
         way = "; to keep them, give attributes=COLUMN,… or attributes=*" if fields is PRODUCT_FIELDS else ""

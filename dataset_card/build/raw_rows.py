@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 UNREADABLE_ROW = "unreadable_row"
-MAX_COLLECTED = 256  # values kept of a column that lines of one product add to
+MAX_COLLECTED = 2_048  # values kept of a column that lines of one product add to; Shopify has so many variants
 
 
 class RawRow(NamedTuple):
@@ -20,6 +20,7 @@ class RawRow(NamedTuple):
         error: why it could not be parsed, or None.
         reason: code under which an `error` is counted.
         folder: where relative image paths start, or None.
+        parent: id of the product that the row is a variation of, or "".
     """
 
     number: int
@@ -28,6 +29,7 @@ class RawRow(NamedTuple):
     error: str | None = None
     reason: str = UNREADABLE_ROW
     folder: Path | None = None
+    parent: str = ""
 
 
 def merge_lines(rows: Iterator[RawRow], key: str, collected: Collection[str]) -> Generator[RawRow, None, int]:

@@ -31,7 +31,7 @@ MEANINGS = {
     "same_title_and_image": "an earlier product of the category has that title and nearly the same picture",
     "same_text_and_no_image": "an earlier product has the same text throughout, and neither has a picture",
     "over_category_limit": "its category has max_per_category products to train on without it",
-    "unknown_product_shown": "some products that were shown are not in the catalogue",
+    "unknown_product_shown": "some products that were shown are not in the catalogue, or an alias of several",
 }
 
 
@@ -120,7 +120,8 @@ def hints(report: Mapping[str, Any]) -> list[str]:
     if unknown > log["lines"] // 2:
         found.append(
             f"{unknown:,} of {log['lines']:,} log lines name a product that is not in the catalogue: "
-            "look whether product_id is the same column in both (columns, log_columns)"
+            "look whether product_id is the same column in both (columns, log_columns); "
+            "a column of other ids that the log has is given as columns aliases=COLUMN"
         )
     positive = sum(log["events"][event] for event in arguments["positive_events"])
     if not positive and log["events"]["click"] and "click" not in arguments["positive_events"]:

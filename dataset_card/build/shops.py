@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from .column_names import plain_name
 from .mapping import Column, FieldMapping, attribute_pairs
+from .plain_text import clean_id
 from .raw_rows import RawRow
 
 VARIATION = "variation"
@@ -44,13 +45,14 @@ def recognise(columns: Sequence[str]) -> Shop | None:
 def tidy_woocommerce(row: RawRow) -> RawRow:
     """Take apart the lists of WooCommerce: the deepest of several categories stays, images become a list.
 
-    A variation is a size or colour of another product of the file, which names them all: it is marked to be dropped.
+    A variation is a size or colour of another product of the file, which names them all: it is marked to be dropped,
+    with the parent that its own id and SKU are other names of.
     """
     values = row.values
     if "variation" in _parts(values.get("Type")):
-        return row._replace(
-            values={}, error=f"a variation of {values.get('Parent') or 'another product'}", reason=VARIATION
-        )
+        parent = str(values.get("Parent") or "")
+        error = f"a variation of {parent or 'another product'}"
+        return row._replace(error=error, reason=VARIATION, parent=clean_id(parent.removeprefix("id:")))
     if isinstance(values.get("Categories"), str):
         paths = [path.split(">") for path in _parts(values["Categories"])]
         values = values | {"Categories": max(paths, key=len, default=[])}
@@ -95,6 +97,7 @@ def _shopify(have: dict[str, str], columns: Sequence[str], pairs: list[tuple[str
     }
     facts = [column for column in facts if plain_name(re.sub(r"\(.*|.*/ ", "", column)) in wanted]
     images = _picked(have, "imagesrc", "productimageurl", "variantimage", "variantimageurl")
+    names = _picked(have, "variantsku", "sku", "variantid")
     mapping = _mapping(
         product_id=handle[:1],
         title=_picked(have, "title"),
@@ -102,8 +105,9 @@ def _shopify(have: dict[str, str], columns: Sequence[str], pairs: list[tuple[str
         category_path=_picked(have, "productcategory", "type"),
         attributes=[*_picked(have, "vendor"), *pairs, *facts, *_picked(have, "tags")],
         images=images,
+        aliases=names,
     )
-    return Shop("Shopify", mapping, handle[0], (*images, *(value for _, value in pairs)))
+    return Shop("Shopify", mapping, handle[0], (*images, *names, *(value for _, value in pairs)))
 
 
 def _woocommerce(have: dict[str, str], columns: Sequence[str], pairs: list[tuple[str, str]]) -> Shop | None:
@@ -117,6 +121,7 @@ def _woocommerce(have: dict[str, str], columns: Sequence[str], pairs: list[tuple
         category_path=_picked(have, "categories"),
         attributes=[*_picked(have, "brands", "brand"), *pairs, *_picked(have, "tags")],
         images=_picked(have, "images"),
+        aliases=_picked(have, "id", "sku"),
     )
     return Shop("WooCommerce", mapping)
 

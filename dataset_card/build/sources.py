@@ -76,8 +76,13 @@ class Source:
         known = self.shop and self.shop.mapping
         self.mapping, lines = resolve(columns, sample, fields, given, known, first.name)
         _refuse_other_columns(parts, self.mapping)
-        # Lines are one product only as long as the id is what they share.
-        self.merge_on = self.shop and self.mapping.get("product_id") == (self.shop.merge_on,) and self.shop.merge_on
+        self.merge_on = self.shop and self.shop.merge_on
+        if self.merge_on and self.mapping.get("product_id") != (self.merge_on,):
+            raise ValueError(
+                f"{first.name}: an export of {self.shop.name} tells what a product is on its first line alone, so "
+                f"product_id={', '.join(self.mapping.get('product_id', ()))} leaves the other lines without; leave "
+                f"product_id out, which is {self.merge_on}: a log finds products by their aliases, the variants, too"
+            )
         extra = {"Type", "Parent"} if self.shop and self.shop.name == "WooCommerce" else set()
         used = columns_of(self.mapping) | extra
         self.columns = [column for column in columns if column in used]

@@ -145,6 +145,40 @@ def test_a_log_that_sums_events_up_makes_positives_of_purchases_alone(tmp_path, 
     assert (query["product_id"], query["negative_ids"], query["grade"]) == ("0", ["1"], 2)
 
 
+SHOPIFY = """Handle,Title,Body (HTML),Option1 Name,Option1 Value,Variant SKU
+linen-shirt,Linen shirt,A shirt.,Size,S,L-S
+linen-shirt,,,,M,L-M
+silk-scarf,Silk scarf,A scarf.,Title,Default Title,SAME
+wool-hat,Wool hat,A hat.,Size,S,W-S
+wool-hat,,,,M,SAME
+"""
+WOOCOMMERCE = """ID,Type,SKU,Name,Published,Categories,Parent
+45,variable,shirt,Linen shirt,1,Clothing,
+46,simple,SAME,Silk scarf,1,Clothing,
+47,variation,L-S,Linen shirt - S,1,,id:45
+48,variation,L-M,Linen shirt - M,1,,shirt
+49,variable,hat,Wool hat,1,Clothing,
+50,variation,SAME,Wool hat - M,1,,id:49
+51,variation,W-S,Wool hat - S,1,,id:49
+"""
+
+
+@pytest.mark.parametrize(("export", "shirt", "hat"), [(SHOPIFY, "linen-shirt", "wool-hat"), (WOOCOMMERCE, "45", "49")])
+def test_orders_name_variants_and_the_catalogue_their_products(tmp_path, export, shirt, hat):
+    (tmp_path / "shop.csv").write_text(export)
+    (tmp_path / "orders.csv").write_text(
+        "Search term,Lineitem sku,Lineitem quantity\nlinen,L-S,1\nLinen,L-M,3\nhat,W-S,1\nhat,SAME,1\nhat,gone,1\n"
+    )
+    paths = tmp_path / "shop.csv", tmp_path / "orders.csv"
+    report = build_dataset(arguments(paths, tmp_path / "out", splits=["train=1"]), progress=False)
+    queries = load_product_queries(tmp_path / "out", tmp_path / "out").queries
+    assert {(query["text"], query["product_id"]) for query in queries} == {("linen", shirt), ("hat", hat)}
+    assert {reason: entry["examples"] for reason, entry in report["log"]["dropped"].items()} == {
+        "ambiguous_product": ["orders.csv line 5: SAME"],
+        "unknown_product": ["orders.csv line 6: gone"],
+    }
+
+
 def test_what_is_built_is_read_by_the_package(built):
     out, report = built
     data = load_product_queries(out, out)

@@ -12,12 +12,14 @@ from moon2_dataset import load_products
 from moon2_dataset.build import catalogue
 from moon2_dataset.build.catalogue import (
     clean_catalogue,
+    read_aliases,
     read_category_paths,
     read_ids,
     read_keys,
     read_products,
     write_products,
 )
+from moon2_dataset.build.duplicates import stable_key
 from moon2_dataset.build.sources import open_source
 from moon2_dataset.shards import written
 
@@ -101,6 +103,33 @@ def test_it_goes_on_after_the_last_whole_work_file(shop, tmp_path, monkeypatch):
     seen.clear()
     assert cleaned(shop, tmp_path / "work").as_json() == whole.as_json()
     assert not seen
+
+
+VARIATIONS = """ID,Type,SKU,Name,Published,Categories,Parent
+45,variable,hood,Hoodie,1,Clothing,
+46,variation,hood-s,Hoodie - S,1,,id:45
+47,simple,cup,Cup,1,Home,
+48,variation,hood-m,Hoodie - M,1,,hood
+49,variation,,Hoodie - L,1,,hood
+"""
+
+
+@pytest.mark.parametrize("work_rows", [2, 5, 100])
+def test_other_names_of_products_are_kept_on_disk(tmp_path, monkeypatch, work_rows):
+    monkeypatch.setattr(catalogue, "WORK_ROWS", work_rows)
+    (tmp_path / "shop.csv").write_text(VARIATIONS)
+    counts = cleaned(tmp_path / "shop.csv", tmp_path / "work")
+    assert (counts.cleaned, counts.dropped.counts) == (2, {"variation": 3})
+    pairs = [("hood", "45"), ("46", "45"), ("hood-s", "45"), ("cup", "47"), ("48", "hood"), ("hood-m", "hood"),
+             ("49", "hood")]  # fmt: skip
+    wanted = {tuple(stable_key("product", name) for name in pair) for pair in pairs}
+    for path in written(tmp_path / "work", "catalogue")[1:] + [None]:
+        keys, of = read_aliases(tmp_path / "work")
+        assert keys.dtype == of.dtype == np.uint64
+        assert sorted(zip(keys.tolist(), of.tolist(), strict=True)) == sorted(wanted)
+        if path is not None:
+            path.unlink()
+            cleaned(tmp_path / "shop.csv", tmp_path / "work")
 
 
 @pytest.mark.parametrize("shard_rows", [5, 100])

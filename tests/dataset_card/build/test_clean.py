@@ -213,3 +213,10 @@ ROW = st.fixed_dictionaries({"id": SCALAR | st.integers(0, 99)}, optional=dict.f
 @given(rows=st.lists(ROW, min_size=1, max_size=4))
 def test_any_rows_give_valid_products_or_drops_with_a_reason(rows):
     check(rows)
+
+
+def test_aliases_are_the_ids_of_cells_and_lists_but_not_its_own():
+    mapping = {"product_id": ("id",), "title": ("title",), "aliases": ("sku", "codes", "id")}
+    values = {"id": 7, "title": "Mug", "sku": "M 7, red", "codes": ["A", 12.0, "", None, "A", [1]]}
+    assert clean_product(RawRow(0, "shop.csv line 2", values), mapping).aliases == ("M 7, red", "A", "12")
+    assert clean_product(RawRow(0, "shop.csv line 2", values), {"title": ("title",)}).aliases == ()

@@ -10,7 +10,16 @@ import pytest
 from moon2_dataset.build import log
 from moon2_dataset.build.clean import Dropped
 from moon2_dataset.build.duplicates import stable_key
-from moon2_dataset.build.log import CLICK, EXPOSURE, PURCHASE, KnownProducts, clean_event, read_log
+from moon2_dataset.build.log import (
+    AMBIGUOUS,
+    CLICK,
+    EXPOSURE,
+    PURCHASE,
+    UNKNOWN,
+    KnownProducts,
+    clean_event,
+    read_log,
+)
 from moon2_dataset.build.raw_rows import RawRow
 from moon2_dataset.build.sources import open_log
 from moon2_dataset.shards import Tally, written
@@ -155,6 +164,35 @@ def test_a_dropped_duplicate_stands_for_the_kept_product():
     assert products.find(["b", "c", "a"]).tolist() == [0, -1, 0]
     assert KnownProducts(keys[:0], np.empty(0, np.int64)).find(["a"]).tolist() == [-1]
     assert products.find([]).shape == (0,)
+
+
+def test_a_product_is_found_by_its_other_names_unless_they_are_several_products():
+    def keys(*names):
+        return np.array([stable_key("product", name) for name in names], dtype=np.uint64)
+
+    ids, kept = keys("shirt", "scarf", "hat", "copy"), np.array([0, 1, 2, 2])
+    aliases = keys("S-1", "S-2", "X", "X", "hat", "H-1", "H-1", "H-1-red", "lost", "X-red", "S-2")
+    of = keys("shirt", "shirt", "shirt", "scarf", "shirt", "hat", "copy", "H-1", "gone", "X", "shirt")
+    found = KnownProducts(ids, kept, aliases, of).find(["S-1", "S-2", "X", "hat", "H-1", "H-1-red", "lost", "X-red"])
+    assert found.tolist() == [0, 0, AMBIGUOUS, 2, 2, 2, UNKNOWN, AMBIGUOUS]
+    assert KnownProducts(ids[:0], kept[:0], aliases, of).find(["S-1"]).tolist() == [UNKNOWN]
+
+
+def test_a_line_with_a_name_of_several_products_is_dropped_and_named(tmp_path):
+    (tmp_path / "work").mkdir()
+    key = {name: stable_key("product", name) for name in ("p0", "p1", "x", "y")}
+    products = KnownProducts(
+        np.array([key["p0"], key["p1"]], np.uint64),
+        np.arange(2),
+        np.array([key["x"], key["x"], key["y"]], np.uint64),
+        np.array([key["p0"], key["p1"], key["p1"]], np.uint64),
+    )
+    lines = [{"query": "mug", "product_id": name, "event": "buy", "shown": "x|p0"} for name in ("x", "y")]
+    source = write_log(tmp_path / "log.csv", lines)
+    counts = read_log(source, tmp_path / "work", products, None, 512, "purchase", progress=False)
+    assert summed(tmp_path / "work") == {("mug", 1): (1, 0, 0), ("mug", 0): (0, 0, 1)}
+    assert counts.dropped.as_json() == {"ambiguous_product": {"rows": 1, "examples": ["log.csv line 2: x"]}}
+    assert counts.notes.as_json()["unknown_product_shown"]["rows"] == 1
 
 
 def test_the_size_of_work_files_and_a_stop_between_them_change_nothing(tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ def mapped(header, *lines, **given):
     ("query,product_id,event,impressions", "mug,7,click,8|9", {"event": "event", "shown": "impressions"}),
     ("query,product_id,event,clicks", "mug,7,click,9", {"event": "event"}),
     ("query,product_id,quantity,shown_ids", "mug,7,3,9", {"count": "quantity", "shown": "shown_ids"}),
+    ("Search term,Lineitem sku,Lineitem quantity", "mug,L-S,2", {"count": "Lineitem quantity"}),
     ("query,product_id,total,n", "mug,7,60,1", {}),
     ("query,product_id,purchases", "mug,7,59.90", {}),
     ("query,product_id,clicked,purchased", "mug,7,True,false", {"clicks": "clicked", "purchases": "purchased"}),

@@ -8,7 +8,7 @@ import io
 import pytest
 from PIL import Image
 
-from moon2_dataset.build.clean import Cleaned, clean_product
+from moon2_dataset.build.clean import clean_product
 from moon2_dataset.build.raw_rows import RawRow, merge_lines
 from moon2_dataset.build.shops import recognise
 from moon2_dataset.build.sources import open_source
@@ -89,10 +89,15 @@ def test_shopify_restarts_between_products_and_names_the_first_line(shop):
     assert [row for batch in source.batches(start=1, size=1) for row in batch] == whole[1:]
 
 
-def test_shopify_variants_are_products_if_the_sku_is_the_id(shop):
-    source, products = shop(SHOPIFY, product_id="Variant SKU", title="SEO Title")
-    assert [got.product["product_id"] for got in products if isinstance(got, Cleaned)] == ["L-S", "L-M", "L-MS"]
-    assert not any("neighbouring" in line for line in source.explain())
+def test_a_variant_is_no_product_and_its_sku_another_name_of_its_product(shop):
+    source, (shirt, card) = shop(SHOPIFY)
+    assert "aliases <- Variant SKU: the format has it there" in source.explain()
+    assert (shirt.aliases, card.aliases) == (("L-S", "L-M", "L-MS"), ("G",))
+    with pytest.raises(
+        ValueError, match="export.csv: .*Shopify.* first line.* product_id=Variant SKU.* is Handle.*aliases"
+    ):
+        shop(SHOPIFY, product_id="Variant SKU")
+    assert shop(SHOPIFY, product_id="Handle", aliases="")[1][0].aliases == ()
 
 
 def test_shopify_new_header_names(shop):
@@ -115,6 +120,8 @@ def test_woocommerce(shop):
     assert pictures(product) == ["one.jpg", "two.jpg"]
     assert hoodie.product["category_path"] == ["Clothing", "Hoodies, Sweaters"]
     assert (variation.reason_code, variation.detail) == ("variation", "a variation of id:45")
+    assert (variation.aliases, variation.parent) == (("46", "woo-h-s"), "45")
+    assert (mug.aliases, hoodie.aliases, cup.aliases) == (("woo-mug",), (), ())
     assert cup.product["product_id"] == "woo-cup" and cup.product["category_path"] == ["Clothing"]
 
 
