@@ -15,6 +15,19 @@ def mapped(header, *lines, **given):
 
 
 @pytest.mark.parametrize("header, line, expected", [
+    ("query,product_id,event,timestamp", "red mug,12,click,1700000000", {"text": "query", "event": "event"}),
+    ("qid,keyword,item_id,behavior_type,shown_items", "1,mug,7,buy,8|9",
+     {"query_id": "qid", "text": "keyword", "event": "behavior_type", "shown": "shown_items"}),
+    ("Suchbegriff,Artikelnummer,Anzahl", "Becher,7,3", {"text": "Suchbegriff", "count": "Anzahl"}),
+    ("搜索词,商品id,行为", "马克杯,7,click", {"text": "搜索词", "event": "行为"}),
+    ("query,product_id,kind", "red mug,12,purchase", {"event": "kind"}),
+])  # fmt: skip
+def test_names_of_columns_in_several_languages(header, line, expected):
+    mapping, _ = mapped(header, *[line] * 6)
+    assert {field: mapping[field][0] for field in expected} == expected and "product_id" in mapping
+
+
+@pytest.mark.parametrize("header, line, expected", [
     ("query,product_id,impressions,clicks,purchases", "mug,7,120,9,2",
      {"purchases": "purchases", "clicks": "clicks", "exposures": "impressions"}),
     ("search_term,sku,views,orders", "mug,7,40,1", {"purchases": "orders", "exposures": "views"}),

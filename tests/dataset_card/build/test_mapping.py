@@ -27,11 +27,6 @@ def products(text, *lines, given=None):
     return resolve(columns, sample, PRODUCT_FIELDS, given)[0]
 
 
-def log(text, *lines, given=None):
-    columns, sample = rows(text, *lines)
-    return resolve(columns, sample, LOG_FIELDS, given)[0]
-
-
 def test_a_fashion_table_with_a_column_for_each_level():
     assert products(
         "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName",
@@ -125,19 +120,6 @@ def test_numbered_category_levels_are_put_in_order():
     mapping = products("id,title,category_3,category_1,cat_level_2",
                        *(f"{n},mug {n},Mugs,Home,Kitchen" for n in range(6)))  # fmt: skip
     assert mapping["category_path"] == ("category_1", "cat_level_2", "category_3")
-
-
-@pytest.mark.parametrize("header, line, expected", [
-    ("query,product_id,event,timestamp", "red mug,12,click,1700000000", {"text": "query", "event": "event"}),
-    ("qid,keyword,item_id,behavior_type,shown_items", "1,mug,7,buy,8|9",
-     {"query_id": "qid", "text": "keyword", "event": "behavior_type", "shown": "shown_items"}),
-    ("Suchbegriff,Artikelnummer,Anzahl", "Becher,7,3", {"text": "Suchbegriff", "count": "Anzahl"}),
-    ("搜索词,商品id,行为", "马克杯,7,click", {"text": "搜索词", "event": "行为"}),
-    ("query,product_id,kind", "red mug,12,purchase", {"event": "kind"}),
-])  # fmt: skip
-def test_logs(header, line, expected):
-    mapping = log(header, *[line] * 6)
-    assert {field: mapping[field][0] for field in expected} == expected and "product_id" in mapping
 
 
 def test_given_columns_overrule_and_share_nothing_with_guesses():
