@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..build.pictures import FORMATS
+from ..build.pixels import as_jpeg, eight_bits, upright
 from .core_region import subject_box
 from .subject import Subject, extract_subject
 from .variants import expand, main_image
@@ -116,9 +116,7 @@ def to_jpeg(picture: Image.Image) -> bytes:
     if picture.mode != "RGB":
         colours = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
+    return as_jpeg(picture, JPEG_QUALITY)
 
 
 def _open(reference: Mapping[str, Any], folder: Path, max_side: int) -> Image.Image:
@@ -130,14 +128,7 @@ def _open(reference: Mapping[str, Any], folder: Path, max_side: int) -> Image.Im
         picture = Image.open(place if place.is_absolute() or place.exists() else folder / place, formats=FORMATS)
     if max(picture.size) > max_side:
         picture.draft(None, (max_side, max_side))
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(("I", "F")):  # sixteen bits and more
-        picture = Image.fromarray((_unit_range(np.asarray(picture)) * 255).astype(np.uint8))
+    picture = eight_bits(upright(picture))
     picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return picture
-
-
-def _unit_range(pixels: np.ndarray) -> np.ndarray:
-    top = 65535.0 if pixels.dtype == np.uint16 else float(pixels.max(initial=0))
-    return (pixels / max(1.0 if top <= 1 else 255.0 if top <= 255 else 65535.0, 1e-9)).clip(0, 1)

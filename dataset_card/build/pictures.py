@@ -1,4 +1,4 @@
-"""The pictures of a raw row: read, checked, and made smaller where they are longer than wanted."""
+"""The pictures of a raw row: read, checked, and written anew where they are too long or hold more than pixels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .mapping import IMAGE_KEYS, IMAGE_SUFFIXES
+from .pixels import as_jpeg, as_srgb, eight_bits, holds_pixels_alone, upright
 
 MAX_IMAGES = 16  # of one product
 MAX_FILE = 64 << 20  # bytes
@@ -66,7 +67,7 @@ def read_pictures(
         cells: bytes, {bytes, path}, paths, URLs, lists of these, or texts that list several.
         folder: where relative paths start.
         image_root: where they start instead, and where the file of a URL is looked up by its name.
-        max_side: pixels; a longer picture is made smaller and written as JPEG, others keep their bytes.
+        max_side: pixels; see `check_picture`.
         within: folder outside which no file is read, whatever paths and links say; None: any file is.
         max_pixels: of a picture; one with more is not decoded.
 
@@ -98,7 +99,10 @@ def read_pictures(
 def check_picture(
     data: bytes, name: str | None, max_side: int, max_pixels: int = MAX_PIXELS
 ) -> tuple[bytes, str | None, Problem | None]:
-    """Open a picture, decode it once to see that it is whole, and make it smaller if it is longer than `max_side`.
+    """Open a picture, decode it once to see that it is whole, and leave nothing in it but its pixels.
+
+    A JPEG, PNG or WebP that holds nothing else, and is not longer than `max_side`, keeps its bytes. Any other picture
+    is written anew: as JPEG, turned as it is shown, on white, in sRGB, of an animation the first frame.
 
     Args:
         data: the bytes of an image file.
@@ -127,32 +131,31 @@ def check_picture(
     if max(width, height) > MAX_RATIO * min(width, height):
         return b"", name, (TOO_LONG, told)
     try:
-        if max(width, height) <= max_side and "exif" not in image.info:  # it may tell where a photo was taken
+        if max(width, height) <= max_side and holds_pixels_alone(data):
             image.verify()
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.draft("RGB", (max(1, width // 8), max(1, height // 8)))  # every byte is read, few pixels made
             image.load()
             return data, name, None
-        return _smaller(image, max_side), _as_jpeg(name), None
+        return _written_anew(image, max_side), _jpeg_name(name), None
     except Exception as error:  # damaged pixels too
         return b"", name, (BROKEN, f"{told}: {error}"[:200])
 
 
-def _smaller(image: Image.Image, max_side: int) -> bytes:
+def _written_anew(image: Image.Image, max_side: int) -> bytes:
     image.draft("RGB", (2 * max_side, 2 * max_side))
-    image = ImageOps.exif_transpose(image)
+    image = eight_bits(upright(image))
+    profile = image.info.get("icc_profile")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    image = image if image.mode in ("L", "CMYK") else image.convert("RGB")
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
+    return as_jpeg(as_srgb(image, profile), JPEG_QUALITY)
 
 
-def _as_jpeg(name: str | None) -> str | None:
+def _jpeg_name(name: str | None) -> str | None:
     return name and f"{PurePosixPath(name).stem}.jpg"
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from moon2_dataset.build.pictures import MAX_IMAGES, PICTURE_REASONS, check_picture, read_pictures
 
@@ -32,6 +33,8 @@ def png_header(width, height):
 
 
 JPEG = encoded()
+SECRET = b"GPS 48.137 N 11.575 E, Mary's phone"
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def reason(data):
@@ -39,9 +42,17 @@ def reason(data):
 
 
 def test_good_pictures_keep_their_bytes():
-    for data in (JPEG, encoded(kind="PNG", mode="RGBA"), encoded(kind="WEBP"), encoded(kind="GIF", mode="L"),
-                 encoded(kind="BMP"), encoded(kind="TIFF"), encoded(512, 300), encoded(mode="CMYK")):  # fmt: skip
+    for data in (JPEG, encoded(kind="PNG", mode="RGBA"), encoded(kind="WEBP"), encoded(512, 300),
+                 encoded(mode="CMYK"), encoded(progressive=True, dpi=(72, 72), icc_profile=SRGB)):  # fmt: skip
         assert check_picture(data, "x", 512) == (data, "x", None)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "AVIF"])
+def test_pictures_of_other_formats_become_jpeg(kind):
+    source = encoded(kind=kind, mode="L" if kind == "GIF" else "RGB")
+    data, name, problem = check_picture(source, "a.b", 512)
+    image = Image.open(io.BytesIO(data))
+    assert problem is None and name == "a.jpg" and (image.format, image.size) == ("JPEG", (60, 80))
 
 
 def test_every_kind_of_bad_picture_has_its_reason():
@@ -104,13 +115,118 @@ def names(cells, folder, image_root=None):
     return [picture["path"] for picture in pictures], [code for code, _ in problems]
 
 
-def test_small_pictures_too_lose_where_they_were_taken():
+def with_exif(**options):
     exif = Image.Exif()
-    exif.get_ifd(0x8825)[1] = "N"  # GPS
-    exif[0x0112] = 6
-    data, name, problem = check_picture(encoded(60, 40, exif=exif), "a.jpg", 200)
+    exif[0x010F] = SECRET.decode()  # the maker of the camera
+    exif[0x0112] = 6  # turn by 90 degrees
+    exif.get_ifd(0x8825)[29] = SECRET.decode()  # GPS
+    return encoded(60, 40, exif=exif, **options)
+
+
+def animated(kind):
+    frames = [Image.open(io.BytesIO(encoded(kind="PNG", seed=seed))) for seed in range(3)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], comment=SECRET, xmp=SECRET)
+    return buffer.getvalue()
+
+
+def several_in_one():
+    """A JPEG with further ones behind it, as phones write them (MPF)."""
+    buffer = io.BytesIO()
+    behind = Image.open(io.BytesIO(encoded(comment=SECRET)))
+    Image.open(io.BytesIO(JPEG)).save(buffer, "MPO", save_all=True, append_images=[behind])
+    return buffer.getvalue()
+
+
+def png_text():
+    text = PngInfo()
+    text.add_text("Comment", SECRET.decode())
+    text.add_itxt("XML:com.adobe.xmp", SECRET.decode())
+    return text
+
+
+def before_pixels(data, marker):
+    """A JPEG with a segment of the secret in it."""
+    return data[:2] + b"\xff" + marker + struct.pack(">H", 2 + len(SECRET)) + SECRET + data[2:]
+
+
+def before_end(data, kind):
+    """A PNG with a chunk of the secret behind its pixels."""
+    chunk = kind + SECRET
+    return data[:-12] + struct.pack(">I", len(SECRET)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[-12:]
+
+
+def with_webp_chunk(kind):
+    data, size = encoded(kind="WEBP", exif=SECRET), struct.pack("<I", len(SECRET))
+    return data.replace(b"EXIF" + size, kind + size)
+
+
+METADATA = {
+    "JPEG exif": with_exif(),
+    "PNG exif": with_exif(kind="PNG"),
+    "WebP exif": with_exif(kind="WEBP"),
+    "TIFF tags": with_exif(kind="TIFF"),
+    "AVIF exif": with_exif(kind="AVIF"),
+    "JPEG XMP": encoded(xmp=SECRET),
+    "WebP XMP": encoded(kind="WEBP", xmp=SECRET),
+    "AVIF XMP": encoded(kind="AVIF", xmp=SECRET),
+    "TIFF XMP": encoded(kind="TIFF", tiffinfo={700: SECRET}),
+    "JPEG comment": encoded(comment=SECRET),
+    "GIF comment": encoded(kind="GIF", mode="L", comment=SECRET),
+    "JPEG IPTC": before_pixels(JPEG, b"\xed"),
+    "JPEG of an unknown segment": before_pixels(JPEG, b"\xeb"),
+    "JPEG second exif": JPEG[:-2] + before_pixels(b"\xff\xd8", b"\xe1")[2:] + JPEG[-2:],
+    "JPEG thumbnail": before_pixels(JPEG, b"\xe0"),
+    "JPEG of several": several_in_one(),
+    "JPEG with more behind it": JPEG + SECRET,
+    "PNG text": encoded(kind="PNG", pnginfo=png_text()),
+    "PNG exif behind the pixels": before_end(encoded(kind="PNG"), b"eXIf"),
+    "PNG text behind the pixels": before_end(encoded(kind="PNG"), b"tEXt"),
+    "PNG of an unknown chunk": before_end(encoded(kind="PNG"), b"caBX"),
+    "PNG with more behind it": encoded(kind="PNG") + SECRET,
+    "WebP of an unknown chunk": with_webp_chunk(b"C2PA"),
+    "WebP with more behind it": encoded(kind="WEBP") + SECRET,
+    "WebP animated": animated("WEBP"),
+    "GIF animated": animated("GIF"),
+    "BMP with more behind it": encoded(kind="BMP") + SECRET,
+}
+
+
+@pytest.mark.parametrize("max_side", [200, 50])
+@pytest.mark.parametrize("kind", METADATA)
+def test_pictures_lose_all_but_their_pixels(kind, max_side):
+    source = METADATA[kind]
+    assert SECRET in source
+    data, name, problem = check_picture(source, "a.png", max_side)
+    assert problem is None and name == "a.jpg" and SECRET not in data
     image = Image.open(io.BytesIO(data))
-    assert problem is None and image.size == (40, 60) and not image.getexif()
+    assert not image.getexif() and not image.info.keys() & {"comment", "xmp", "photoshop", "mp", "icc_profile"}
+    assert image.width < image.height  # also where an orientation that is lost said to turn it
+
+
+def test_pictures_that_are_written_anew_keep_their_colours():
+    """A wide colour space: what the profile makes of a colour is what stands in the new file, whatever its mode."""
+    swapped = SRGB.replace(b"rXYZ", b"tmp.").replace(b"gXYZ", b"rXYZ")
+    swapped = swapped.replace(b"tmp.", b"gXYZ")  # red means green, and green means red
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40), (200, 30, 30)).save(buffer, "TIFF", icc_profile=swapped)
+    for source, side in ((buffer.getvalue(), 64), (buffer.getvalue(), 32)):
+        data, *_ = check_picture(source, None, side)
+        assert np.allclose(np.asarray(Image.open(io.BytesIO(data)))[10, 10], (30, 200, 30), atol=6)
+    buffer = io.BytesIO()
+    Image.new("L", (40, 40), 90).save(buffer, "TIFF", icc_profile=b"no profile")
+    data, _, problem = check_picture(buffer.getvalue(), None, 64)
+    assert problem is None and np.allclose(np.asarray(Image.open(io.BytesIO(data)))[10, 10], 90, atol=3)
+
+
+def test_pictures_of_sixteen_bits_keep_their_brightness():
+    pixels = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for kind in ("TIFF", "PNG"):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, kind)
+        data, *_ = check_picture(buffer.getvalue() + b"behind", None, 512)
+        found = np.asarray(Image.open(io.BytesIO(data)).convert("L")).astype(int)
+        assert np.abs(found - (pixels >> 8)).max() < 12
 
 
 @pytest.mark.parametrize("cell", [
