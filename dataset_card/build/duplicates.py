@@ -20,6 +20,7 @@ MAX_DISTANCE = 6  # bits of `coarse`; further apart the look-up takes long and f
 FINE_DISTANCE = 16  # bits of `fine`
 COLOUR_DISTANCE = 8  # of 255, in the cell of a 4 × 4 grid and the channel that differ most
 PLACEHOLDER_TITLES = 30  # a picture under more different titles shows no product ("no photo yet", a size chart)
+FEW_PICTURES = 64  # of one place, that are all compared with one another
 MANY_PAIRS = 2_000_000  # held at once
 
 KEPT, SAME_ID, SAME_TITLE_AND_IMAGE, SAME_TEXT = range(4)
@@ -155,9 +156,7 @@ def find_duplicates(keys: ProductKeys, distance: int) -> Duplicates:
 
     pictured = rows[(shown & titled)[rows]]
     place = keys.title * np.uint64(0x9E3779B97F4A7C15) ^ keys.leaf
-    one_product = _joined(
-        len(pictured), _near_pairs(keys.look[pictured], look_key[pictured], distance, place[pictured])
-    )
+    one_product = near_components(keys.look[pictured], look_key[pictured], distance, place[pictured])
     textual = rows[(~shown & titled)[rows]]
     for chosen, same, why in (
         (pictured, one_product, SAME_TITLE_AND_IMAGE),
@@ -174,29 +173,22 @@ def find_duplicates(keys: ProductKeys, distance: int) -> Duplicates:
     return Duplicates(kept_row, reason, group[kept_row], placeholder)
 
 
-def near_components(looks: np.ndarray, look_key: np.ndarray, distance: int) -> np.ndarray:
+def near_components(
+    looks: np.ndarray, look_key: np.ndarray, distance: int, place: np.ndarray | None = None
+) -> np.ndarray:
     """Join pictures that are nearly identical, directly or through others.
-
-    Two hashes that differ in d bits agree in at least k of d + k bands of their bits, so only hashes that agree in k
-    bands are compared; k is chosen so that few agree by chance.
 
     Args:
         looks: (N,) LOOK.
         look_key: (N,) uint64 of the looks.
         distance: bits of `coarse`.
+        place: (N,) uint64; only pictures of one place are joined. None: of all.
 
     Returns:
         (N,) int64, equal where joined.
     """
-    wanted = min(20, max(8, math.ceil(math.log2(len(looks) + 1))))  # bits; 20 part a million into ones
-    agreeing = next(k for k in range(1, COARSE_BITS) if k * (COARSE_BITS // (distance + k)) >= wanted)
-    # Neighbouring bits of the hash go together, so a band takes every n-th one.
-    bands = [
-        sum(1 << bit for bit in range(start, COARSE_BITS, distance + agreeing)) for start in range(distance + agreeing)
-    ]
-    masks = [np.uint64(sum(chosen)) for chosen in combinations(bands, agreeing)]
-    pairs = (pair for mask in masks for pair in _near_pairs(looks, look_key, distance, looks["coarse"] & mask))
-    return _joined(len(looks), pairs)
+    place = np.zeros(len(looks), dtype=np.uint64) if place is None else place
+    return _joined(len(looks), _near_pairs(looks, look_key, distance, place))
 
 
 def _look_key(looks: np.ndarray) -> np.ndarray:
@@ -230,25 +222,53 @@ def _groups(
     return _components(number + len(distinct_titles) + len(distinct_looks), starts, ends)[:number]
 
 
-def _near_pairs(looks: np.ndarray, look_key: np.ndarray, distance: int, bucket: np.ndarray) -> Pairs:
-    """Yield (i, j) arrays of pictures of one bucket that are nearly identical.
+def _near_pairs(looks: np.ndarray, look_key: np.ndarray, distance: int, place: np.ndarray) -> Pairs:
+    """Yield (i, j) arrays of pictures of one place that are nearly identical.
 
     Equal pictures are joined in a chain and only one of them is compared with others, else n copies would give n² / 2
-    pairs.
+    pairs. Where a place has many pictures, only those are compared that agree in some bits of `coarse`.
     """
-    order = np.lexsort((look_key, bucket))
-    copies = np.flatnonzero((bucket[order[1:]] == bucket[order[:-1]]) & (look_key[order[1:]] == look_key[order[:-1]]))
+    order = np.lexsort((look_key, place))
+    copies = np.flatnonzero((place[order[1:]] == place[order[:-1]]) & (look_key[order[1:]] == look_key[order[:-1]]))
     yield order[copies], order[copies + 1]
-    order = np.delete(order, copies + 1)
-    buckets, coarse = bucket[order], looks["coarse"][order]
-    step, start = 1, np.arange(len(order))
+    rows = np.delete(order, copies + 1)
+    _, inverse, sizes = np.unique(place[rows], return_inverse=True, return_counts=True)
+    crowded = sizes[inverse] > FEW_PICTURES
+    yield from _compared(looks, rows[~crowded], distance, place[rows[~crowded]])
+    rows = rows[crowded]
+    for mask in _masks(sizes.max(), distance) if len(rows) else ():
+        agreeing = looks["coarse"][rows] & mask
+        yield from _compared(looks, rows, distance, place[rows] ^ agreeing * np.uint64(0xC4CEB9FE1A85EC53))
+
+
+def _masks(number: int, distance: int) -> list[np.uint64]:
+    """Bits of `coarse` such that two hashes within the distance agree in those of at least one mask.
+
+    Two hashes that differ in d bits agree in at least k of d + k bands of their bits, so every mask is k bands; k is
+    chosen so that few of `number` hashes agree by chance.
+    """
+    wanted = min(20, max(8, math.ceil(math.log2(number + 1))))  # bits; 20 part a million into ones
+    agreeing = next(k for k in range(1, COARSE_BITS) if k * (COARSE_BITS // (distance + k)) >= wanted)
+    # Neighbouring bits of the hash go together, so a band takes every n-th one.
+    bands = [
+        sum(1 << bit for bit in range(start, COARSE_BITS, distance + agreeing)) for start in range(distance + agreeing)
+    ]
+    return [np.uint64(sum(chosen)) for chosen in combinations(bands, agreeing)]
+
+
+def _compared(looks: np.ndarray, rows: np.ndarray, distance: int, bucket: np.ndarray) -> Pairs:
+    """Yield (i, j) arrays of those of the rows (R,) that share a bucket (R,) and are nearly identical."""
+    order = np.argsort(bucket, kind="stable")
+    buckets, rows = bucket[order], rows[order]
+    coarse = looks["coarse"][rows]
+    step, start = 1, np.arange(len(rows))
     while True:
-        start = start[: np.searchsorted(start, len(order) - step)]
+        start = start[: np.searchsorted(start, len(rows) - step)]
         start = start[buckets[start] == buckets[start + step]]
         if not len(start):
             return
         close = start[np.bitwise_count(coarse[start] ^ coarse[start + step]) <= distance]
-        one, other = order[close], order[close + step]
+        one, other = rows[close], rows[close + step]
         confirmed = _confirmed(looks[one], looks[other])
         yield one[confirmed], other[confirmed]
         step += 1

@@ -105,26 +105,64 @@ def test_transparent_turned_and_grey_pictures_are_looked_at_as_they_are_shown(ph
     assert picture_look(ImageOps.grayscale(photos[1])).dtype == LOOK
 
 
-@pytest.mark.parametrize("distance", [0, 1, 2, 4, 6])
-def test_near_pictures_are_joined_as_by_comparing_all_with_all(distance):
-    rng = np.random.default_rng(distance)
-    looks = np.zeros(120, LOOK)
-    looks["coarse"] = rng.integers(0, 2**63, 120, dtype=np.uint64)
-    for row in range(0, 80):  # most are neighbours of one before, some of them in a chain
+def relatives(number: int, rng: np.random.Generator) -> np.ndarray:
+    """Looks of which two in three are neighbours of one before, some of them in a chain."""
+    looks = np.zeros(number, LOOK)
+    looks["coarse"] = rng.integers(0, 2**63, number, dtype=np.uint64)
+    for row in range(2 * number // 3):
         like = rng.integers(max(1, row))
         looks[row] = looks[like]
         for bit in rng.choice(64, max(0, rng.integers(-2, 8)), replace=False):
             looks[row]["coarse"] ^= np.uint64(1 << int(bit))
         looks[row]["fine"][rng.integers(4)] ^= np.uint64(2 ** int(rng.integers(3, 20)) - 1)
         looks[row]["colours"][0] = min(255, int(looks[like]["colours"][0]) + int(rng.integers(12)))
-    labels = np.arange(120)
-    for one in range(120):
+    return looks
+
+
+def all_with_all(looks: np.ndarray, distance: int, place: np.ndarray) -> np.ndarray:
+    labels = np.arange(len(looks))
+    for one in range(len(looks)):
         for other in range(one):
-            if near(looks[one], looks[other], distance):
+            if place[one] == place[other] and near(looks[one], looks[other], distance):
                 labels[labels == labels[one]] = labels[other]
+    return labels
+
+
+@pytest.mark.parametrize("distance", [0, 1, 2, 4, 6])
+def test_near_pictures_are_joined_as_by_comparing_all_with_all(distance):
+    looks = relatives(120, np.random.default_rng(distance))
+    labels = all_with_all(looks, distance, np.zeros(120))
     assert 1 < len(set(labels.tolist())) < 119
     joined = near_components(looks, duplicates._look_key(looks), distance)
     assert parts(joined) == parts(labels)
+
+
+@pytest.mark.parametrize("few", [0, 12, 1_000])
+@pytest.mark.parametrize("distance", [0, 3, 6])
+def test_only_pictures_of_one_place_are_joined_however_many_it_has(monkeypatch, distance, few):
+    monkeypatch.setattr(duplicates, "FEW_PICTURES", few)
+    rng = np.random.default_rng(distance)
+    looks, place = relatives(160, rng), rng.choice([3, 3, 3, 5, 5, 2**63, 7, 9, 11], 160).astype(np.uint64)
+    labels = all_with_all(looks, distance, place)
+    assert len(set(all_with_all(looks, distance, np.zeros(160)).tolist())) < len(set(labels.tolist())) < 160
+    assert parts(near_components(looks, duplicates._look_key(looks), distance, place)) == parts(labels)
+
+
+def test_many_pictures_under_one_title_are_not_all_compared_with_all(monkeypatch):
+    """The number of comparisons grows with the products, not with their square."""
+    compared = []
+    count = np.bitwise_count
+    monkeypatch.setattr(np, "bitwise_count", lambda bits: compared.append(len(bits)) or count(bits))
+    for number in (2_000, 8_000):
+        rng = np.random.default_rng(number)
+        looks = np.zeros(number, LOOK)
+        looks["coarse"] = rng.integers(0, 2**63, number, dtype=np.uint64)
+        looks["colours"] = rng.integers(0, 256, (number, 48))
+        looks[-2:] = looks[:2]
+        compared.clear()
+        found = find_duplicates(keys(list(map(str, range(number))), ["Mug"] * number, list(looks)), 4)
+        assert found.kept_row[-2:].tolist() == [0, 1] and found.kept.sum() == number - 2
+        assert sum(compared) < 30 * number
 
 
 def test_many_pairs_are_joined_in_pieces_as_at_once(monkeypatch):
