@@ -16,14 +16,13 @@ from .mapping import LOG_FIELDS, PRODUCT_FIELDS, Column, FieldMapping, columns_o
 from .raw_rows import RawRow, merge_lines, size_of
 from .shops import Shop, recognise, tidy_woocommerce
 from .tables import HubRows, ImageFolder, ParquetTable, SavedRows
-from .text_files import Delimited, JsonLines
+from .text_files import MAX_COLUMNS, Delimited, JsonLines
 
 __all__ = ["RawRow", "Source", "open_log", "open_source"]
 
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 SAMPLE_ROWS = 200
-MAX_COLUMNS = 2_000
 BATCH_BYTES = 64 << 20  # a batch ends early when its texts and images reach this
 FORMATS = {".csv": Delimited, ".tsv": Delimited, ".txt": Delimited, ".jsonl": JsonLines, ".ndjson": JsonLines,
            ".json": JsonLines, ".parquet": ParquetTable, ".pq": ParquetTable}  # fmt: skip

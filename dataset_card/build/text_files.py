@@ -18,6 +18,7 @@ from .column_names import MAX_COLUMN_NAME
 from .raw_rows import RawRow
 
 SAMPLE_BYTES = 1 << 20
+MAX_COLUMNS = 2_000
 MAX_LINE = 16 << 20  # characters; a longer line is one error, and is never held in memory
 MAX_FIELD = 16 << 20  # characters; a quote that is never closed stops here
 DELIMITERS = (",", ";", "\t", "|")
@@ -141,7 +142,7 @@ class Delimited:
 
 
 class JsonLines:
-    """A file with one JSON object a line.
+    """A file with one JSON object a line; its columns are the keys of all of them, so it is read once to the end.
 
     Args:
         file: may be gzipped.
@@ -149,7 +150,7 @@ class JsonLines:
         encoding: as in `Delimited`.
 
     Raises:
-        ValueError: if the file holds one JSON list, or no object in its first megabyte.
+        ValueError: if the file holds one JSON list, or no object in its first megabyte; for too many or too long keys.
     """
 
     num_rows = None
@@ -158,11 +159,27 @@ class JsonLines:
         self.file, self.name, self.folder = file, name, file.parent
         self.counts: Counter[str] = Counter()
         self.lines = _Lines(file, name, encoding, self.counts)
-        objects = [_json_object(line)[0] for line in self.lines.sample() if line.strip()]
-        self.columns = list(dict.fromkeys(column for found in objects for column in found))
-        if not self.columns:
+        if not any(_json_object(line)[0] for line in self.lines.sample()):
             raise ValueError(f"{name}: no JSON object on a line of its own; write one object a line, not one list")
+        self.columns = self._keys()
         self.description = f"one JSON object a line, {self.lines.label}"
+
+    def _keys(self) -> list[str]:
+        keys: dict[str, None] = {}
+        try:
+            for line, text in enumerate(self.lines, 1):
+                found = _json_object(text)[0]
+                if found.keys() <= keys.keys():
+                    continue
+                keys.update(dict.fromkeys(found))
+                if len(keys) > MAX_COLUMNS or sum(map(len, keys)) > SAMPLE_BYTES:
+                    raise ValueError(
+                        f"{self.name} line {line}: {len(keys):,} columns; give a table of at most {MAX_COLUMNS:,}, "
+                        f"with {SAMPLE_BYTES >> 20} million characters in their names"
+                    )
+        except BROKEN_STREAM:  # `rows` tells it
+            pass
+        return list(keys)
 
     def rows(self, start: int, columns: Sequence[str]) -> Generator[RawRow, None, int]:
         """Rows from `start` on with these columns; what is before is not parsed. Returns how many there are."""

@@ -174,5 +174,21 @@ def test_a_table_of_too_many_columns_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("id,title," + ",".join(f"c{n}" for n in range(1_999)) + "\n1,mug\n")
     (tmp_path / "b.jsonl").write_text(json.dumps({f"c{n}": n for n in range(2_001)}) + "\n")
     for name in ("a.csv", "b.jsonl"):
-        with pytest.raises(ValueError, match=f"{name}: 2,001 columns; give a table of at most 2,000"):
+        with pytest.raises(ValueError, match=f"{name}.*: 2,001 columns; give a table of at most 2,000"):
             open_source(tmp_path / name)
+    row = json.dumps({"id": 1, "title": "mug " * 1_000}) + "\n"
+    for late in (json.dumps({f"c{n}": n for n in range(3_000)}), json.dumps({"x" * 2_000_000: 1})):
+        (tmp_path / "c.jsonl").write_text(300 * row + late + "\n" + row)
+        with pytest.raises(ValueError, match=r"c.jsonl line 301: [\d,]+ columns; give a table of at most 2,000"):
+            open_source(tmp_path / "c.jsonl")
+
+
+def test_columns_that_come_late_in_json_lines_are_mapped(tmp_path):
+    rows = [{"sku": f"a{n}", "title": f"Mug {n}", "text": "stoneware " * 60} for n in range(3_000)]
+    rows[-1] |= {"color": "red", "image": "a.jpg", "category": "Mugs"}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_source(tmp_path / "a.jsonl")
+    assert {"attributes": ("color",), "images": ("image",), "category_path": ("category",)}.items() <= (
+        source.mapping.items()
+    )
+    assert [*source.batches()][-1][-1].values["color"] == "red"

@@ -138,6 +138,21 @@ def test_json_lines_that_are_no_objects_are_told(tmp_path):
     assert rows[4].values == {"id": "\ud800", "new": 2}
 
 
+def test_keys_that_json_lines_begin_with_late_are_columns_too(tmp_path):
+    text = "stoneware, for the dishwasher too. " * 20
+    rows = [{"id": n, "title": f"Mug {n}", "text": text} for n in range(4_000)]
+    rows += [row | {"id": n, "color": "red", "image": f"{n}.jpg"} for n, row in enumerate(rows[:2_000], 4_000)]
+    body = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(f'{body}{{"id": 1, "broken\n[1]\n{{"weight": {{"g": 300}}}}')
+    assert body.index("color") > text_files.SAMPLE_BYTES
+    table = JsonLines(tmp_path / "a.jsonl", "a.jsonl")
+    assert table.columns == ["id", "title", "text", "color", "image", "weight"]
+    values = [row.values for row in read(table)]
+    assert len(values) == 6_003 and values[:6_000] == rows and values[-1] == {"weight": {"g": 300}}
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(body.encode())[:-20])  # cut short after all keys
+    assert JsonLines(tmp_path / "a.jsonl.gz", "a").columns == ["id", "title", "text", "color", "image"]
+
+
 def test_one_json_list_is_refused_with_the_way_out(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([{"id": 1}, {"id": 2}]))
     with pytest.raises(ValueError, match="a.json: no JSON object on a line of its own; write one object a line"):
