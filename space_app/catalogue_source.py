@@ -18,7 +18,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from moon2_dataset.build.clean import DROP_REASONS, NOTE_REASONS, Cleaned, clean_id, clean_product
+from moon2_dataset.build.image_root import ImageRoot
 from moon2_dataset.build.mapping import Column
+from moon2_dataset.build.picture_addresses import picture_addresses
 from moon2_dataset.build.raw_rows import RawRow
 from moon2_dataset.build.sources import FORMATS, Source, open_source
 from moon2_dataset.build.tables import ImageFolder
@@ -101,9 +103,9 @@ class CatalogueSource:
         self.is_cut = False
         self._unpacked: Path | None = None
         self._before: list[RowError] = []  # what unpacking found
-        self._image_root = image_root
         try:
             self._source = self._open(path, Path(scratch), columns)
+            self._image_root = image_root and ImageRoot(image_root, picture_addresses(self._source, "images"))
         except BaseException:
             self.close()
             raise
@@ -138,7 +140,7 @@ class CatalogueSource:
                 self.errors.append(RowError(row.number, "", message))
                 self.is_cut = True
                 return
-            within = self._image_root or row.folder or self._nowhere
+            within = self._image_root.folder if self._image_root else row.folder or self._nowhere
             cleaned = clean_product(row, mapping, self._image_root, MAX_SIDE, within, self.limits.pixels)
             if not isinstance(cleaned, Cleaned):
                 told = _told(row.place, DROP_REASONS.get(cleaned.reason_code, cleaned.reason_code), cleaned.detail)

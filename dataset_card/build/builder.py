@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from .catalogue import WORK_NAME as CATALOGUE_WORK
 from .catalogue import clean_catalogue, read_aliases, read_category_paths, read_ids, read_keys, write_products
 from .clean import MAX_SIDE
 from .duplicates import MAX_DISTANCE, REASONS, check_installed, find_duplicates
+from .image_root import ImageRoot
 from .log import WORK_NAME as LOG_WORK
 from .log import KnownProducts, read_log
 from .log_columns import COUNT_FIELDS
 from .mapping import parse_columns
 from .named import NAMED, open_named
+from .picture_addresses import picture_addresses
 from .queries import POSITIVE_EVENTS, LogRules, positive_rows, write_queries
 from .report import count_split, discrepancies, draw_sheet, hints, markdown
 from .sources import Source, open_log, open_source
@@ -70,7 +73,11 @@ class BuildArguments:
         },
     )
     image_root: str | None = field(
-        default=None, metadata={"help": "Folder where relative image paths start; beside the file if not given."}
+        default=None,
+        metadata={
+            "help": "Folder where relative image paths start, beside the file if not given; and where the images of "
+            "URLs lie: as HOST/PATH, PATH, an end of the path or its file name, if no other URL has that end."
+        },
     )
     splits: list[str] = field(
         default_factory=lambda: ["train=0.8", "validation=0.1", "test=0.1"],
@@ -160,7 +167,7 @@ def build_dataset(arguments: BuildArguments, progress: bool = True) -> dict[str,
     if _is_done(out, work, _identity(arguments, source, log), arguments.overwrite):
         return json.loads((out / REPORT).read_text(encoding="utf-8"))
 
-    image_root = None if arguments.image_root is None else Path(arguments.image_root)
+    image_root = _image_root(arguments, source, log)
     counts = clean_catalogue(source, work, image_root, arguments.max_side, arguments.workers, progress)
     keys, num_images = read_keys(work)
     duplicates = find_duplicates(keys, arguments.image_hash_distance)
@@ -210,7 +217,7 @@ def build_dataset(arguments: BuildArguments, progress: bool = True) -> dict[str,
             dropped[name] = {"rows": len(rows), "examples": examples}
     _, sizes = np.unique(duplicates.group[split_of >= 0], return_counts=True)
     report = {
-        "arguments": _settings(arguments) | {"splits": shares, "image_root": image_root and image_root.name},
+        "arguments": _settings(arguments) | {"splits": shares, "image_root": image_root and image_root.folder.name},
         "catalogue": {"mapping": source.explain()} | counts.as_json(),
         "duplicates": dropped,
         "over_category_limit": int(limited.sum()),
@@ -288,6 +295,13 @@ def _open(arguments: BuildArguments) -> tuple[Source, Source | None]:
     if arguments.log is None:
         return source, None
     return source, open_log(arguments.log, parse_columns("log_columns", arguments.log_columns))
+
+
+def _image_root(arguments: BuildArguments, source: Source, log: Source | None) -> ImageRoot | None:
+    if arguments.image_root is None:
+        return None
+    addresses = chain(picture_addresses(source, "images"), picture_addresses(log, "image") if log else ())
+    return ImageRoot(Path(arguments.image_root), addresses)
 
 
 def _settings(arguments: BuildArguments) -> dict[str, Any]:

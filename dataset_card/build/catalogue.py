@@ -21,6 +21,7 @@ from ..schema import PRODUCT_FEATURES, normalise_title
 from ..shards import Shards, ShardWriter, Tally, is_row_group, numbered, read_notes, written
 from .clean import Cleaned, Dropped, clean_product
 from .duplicates import LOOK, ProductKeys, picture_look, stable_key
+from .image_root import ImageRoot
 from .raw_rows import RawRow
 from .sources import Source
 
@@ -72,7 +73,7 @@ class CatalogueCounts:
 
 
 def clean_catalogue(
-    source: Source, work: Path, image_root: Path | None, max_side: int, workers: int, progress: bool = True
+    source: Source, work: Path, image_root: ImageRoot | None, max_side: int, workers: int, progress: bool = True
 ) -> CatalogueCounts:
     """Clean a catalogue into work files; goes on after those that are there.
 

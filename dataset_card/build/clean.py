@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .facts import BAD_ATTRIBUTES, BAD_CATEGORY, MAX_ATTRIBUTES, MAX_LEVELS, MAX_NAME, read_attributes, read_category
+from .image_root import ImageRoot
 from .mapping import TEMPLATE, Column
 from .pictures import MAX_PIXELS, PICTURE_REASONS, Problem, read_pictures
 from .plain_text import MAX_ID, clean_id, clean_ids, clean_text, is_nothing, kind_of
@@ -87,7 +88,7 @@ class Dropped(NamedTuple):
 def clean_product(
     row: RawRow,
     mapping: Mapping[str, Sequence[Column]],
-    image_root: Path | None = None,
+    image_root: ImageRoot | None = None,
     max_side: int = MAX_SIDE,
     within: Path | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -100,7 +101,7 @@ def clean_product(
     Args:
         row: of a catalogue.
         mapping: field → source columns, as `Source.mapping`.
-        image_root: where relative image paths start; None: beside the row's file.
+        image_root: where relative image paths start and URLs are looked up; None: beside the row's file.
         max_side: pixels; longer pictures are made smaller.
         within: folder outside which no picture is read; None: any file is.
         max_pixels: of a picture; one with more is not decoded.
@@ -141,7 +142,7 @@ def clean_product(
     attributes = read_attributes(values, mapping.get("attributes", ()), notes)
     pictures: list[dict[str, Any]] = []
     if mapping.get("images"):
-        cells = [_image_cell(values, column) for column in mapping["images"]]
+        cells = [image_cell(values, column) for column in mapping["images"]]
         pictures, problems = read_pictures(cells, row.folder, image_root, max_side, within, max_pixels)
         notes.extend(problems)
     if not title and not pictures:
@@ -170,7 +171,8 @@ def _cells(values: Mapping[str, Any], mapping: Mapping[str, Sequence[Column]], f
     return [values.get(column) for column in columns] if columns else []
 
 
-def _image_cell(values: Mapping[str, Any], column: str) -> Any:
+def image_cell(values: Mapping[str, Any], column: str) -> Any:
+    """What stands in a column of images; of one that is a pattern of paths, the path that the row makes of it."""
     if column in values or "{" not in column:
         return values.get(column)
     names = {name: clean_text(values.get(name), MAX_NAME)[0] for name in TEMPLATE.findall(column)}

@@ -16,6 +16,7 @@ from ..schema import normalise_title
 from ..shards import GROUP_BYTES, ShardWriter, Tally, numbered, read_notes, written
 from .clean import Dropped, clean_id, clean_ids, clean_text
 from .duplicates import stable_key
+from .image_root import ImageRoot
 from .log_columns import COUNT_FIELDS, read_count
 from .mapping import Column
 from .pictures import read_pictures
@@ -167,7 +168,7 @@ def _one_row_each(keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nd
 def clean_event(
     row: RawRow,
     mapping: Mapping[str, Sequence[Column]],
-    image_root: Path | None,
+    image_root: ImageRoot | None,
     max_side: int,
     default: int,
     notes: Tally,
@@ -177,7 +178,7 @@ def clean_event(
     Args:
         row: of a log.
         mapping: field -> source columns, as `Source.mapping`.
-        image_root: where relative image paths start; None: beside the row's file.
+        image_root: where relative image paths start and URLs are looked up; None: beside the row's file.
         max_side: pixels; longer pictures are made smaller.
         default: the kind of event where the log has no column for it.
         notes: takes what was lost on the way.
@@ -233,7 +234,7 @@ def read_log(
     source: Source,
     work: Path,
     known: KnownProducts,
-    image_root: Path | None,
+    image_root: ImageRoot | None,
     max_side: int,
     default_event: str,
     progress: bool = True,

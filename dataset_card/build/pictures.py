@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
+from .image_root import ImageRoot, is_address
 from .mapping import IMAGE_KEYS, IMAGE_SUFFIXES
 from .pixels import as_jpeg, as_srgb, eight_bits, holds_pixels_alone, upright
 
@@ -25,6 +26,7 @@ JPEG_QUALITY = 90
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 NOT_FETCHED = "image_url_not_fetched"
+SHARED = "image_file_of_several_addresses"
 MISSING = "image_missing"
 OUTSIDE = "image_outside"
 EMPTY = "image_empty"
@@ -37,6 +39,8 @@ NO_REFERENCE = "image_not_understood"
 TOO_MANY = "images_over_limit"
 
 PICTURE_REASONS = {
+    SHARED: "the addresses of several images end in one file of image_root, so it is not known whose it is; lay the "
+    "files out as HOST/PATH of their addresses",
     NOT_FETCHED: "an image is a URL; URLs are not fetched: download the images and give their folder as image_root",
     MISSING: "an image file is not there",
     OUTSIDE: "an image file is outside the folder that may be read",
@@ -56,7 +60,7 @@ Problem = tuple[str, str]  # reason code, detail
 def read_pictures(
     cells: Sequence[Any],
     folder: Path | None,
-    image_root: Path | None,
+    image_root: ImageRoot | None,
     max_side: int,
     within: Path | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -66,7 +70,7 @@ def read_pictures(
     Args:
         cells: bytes, {bytes, path}, paths, URLs, lists of these, or texts that list several.
         folder: where relative paths start.
-        image_root: where they start instead, and where the file of a URL is looked up by its name.
+        image_root: where they start instead, and where the file of a URL is looked up.
         max_side: pixels; see `check_picture`.
         within: folder outside which no file is read, whatever paths and links say; None: any file is.
         max_pixels: of a picture; one with more is not decoded.
@@ -78,7 +82,7 @@ def read_pictures(
     problems: list[Problem] = []
     seen: set[Any] = set()
     for cell in cells:
-        for reference in _references(cell):
+        for reference in references(cell):
             if len(pictures) + len(problems) >= MAX_IMAGES:
                 problems.append((TOO_MANY, ""))
                 return pictures, problems
@@ -168,7 +172,7 @@ def _what_it_is(data: bytes) -> str:
     return "a PDF" if head.startswith(b"%pdf") else ""
 
 
-def _references(cell: Any, depth: int = 0) -> Iterator[Any]:
+def references(cell: Any, depth: int = 0) -> Iterator[Any]:
     """The single pictures a cell names: bytes, text, {bytes, path}; what cannot be one comes as it is."""
     if cell is None or cell == "" or cell == b"" and depth == 0:
         if cell == b"":
@@ -176,12 +180,12 @@ def _references(cell: Any, depth: int = 0) -> Iterator[Any]:
         return
     if isinstance(cell, list | tuple) and depth < 3:
         for part in cell:
-            yield from _references(part, depth + 1)
+            yield from references(part, depth + 1)
     elif isinstance(cell, str):
         yield from _listed(cell)
     elif isinstance(cell, dict) and not cell.keys() & {"bytes", "path"}:
         part = next((cell[key] for key in IMAGE_KEYS if cell.get(key)), None)
-        yield from _references(part, depth + 1) if part is not None and depth < 3 else [cell]
+        yield from references(part, depth + 1) if part is not None and depth < 3 else [cell]
     elif not (isinstance(cell, float) and cell != cell):
         yield cell
 
@@ -212,7 +216,7 @@ def _one_image(text: str) -> bool:
 
 
 def _load(
-    reference: Any, folder: Path | None, image_root: Path | None, within: Path | None
+    reference: Any, folder: Path | None, image_root: ImageRoot | None, within: Path | None
 ) -> tuple[bytes, str | None, Problem | None]:
     path = None
     if isinstance(reference, dict):
@@ -227,14 +231,17 @@ def _load(
         path = reference
     if path is None:
         return b"", None, (NO_REFERENCE, _shortly(reference))
-    if re.match(r"[a-zA-Z][\w+.-]+:", path) and not path.casefold().startswith("file://"):
-        local = _downloaded(path, image_root)
+    if is_address(path):
+        local, shared = (None, False) if image_root is None else image_root.find(path)
         if local is None:
             return b"", None, (NOT_FETCHED, _shortly(path))
+        if shared:
+            end = str(local.relative_to(image_root.folder))
+            return b"", local.name, (SHARED, f"{_shortly(end)}: {_shortly(path)}")
         file, path = local, local.name
     else:
         path = unquote(urlsplit(path).path) if path[:7].casefold() == "file://" else path
-        root = image_root or folder
+        root = folder if image_root is None else image_root.folder
         file = Path(path) if root is None else root / path
     if within is not None and not _is_inside(file, within):
         return b"", _file_name(path), (OUTSIDE, _shortly(path))
@@ -247,17 +254,6 @@ def _is_inside(file: Path, folder: Path) -> bool:
         return file.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a NUL
         return False
-
-
-def _downloaded(url: str, image_root: Path | None) -> Path | None:
-    """The file in `image_root` that is called as the URL's last part."""
-    if image_root is None or len(url) > 4096:
-        return None
-    try:
-        name = PurePosixPath(unquote(urlsplit(url).path)).name
-        return image_root / name if name and (image_root / name).is_file() else None
-    except (OSError, ValueError):
-        return None
 
 
 def _read(file: Path, path: str) -> tuple[bytes, str | None, Problem | None]:

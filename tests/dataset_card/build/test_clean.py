@@ -24,6 +24,7 @@ from moon2_dataset.build.clean import (
     Dropped,
     clean_product,
 )
+from moon2_dataset.build.image_root import ImageRoot
 from moon2_dataset.build.sources import RawRow, open_source
 
 MAPPING = {"product_id": ("id",), "title": ("title",), "description": ("text", "more"),
@@ -118,7 +119,7 @@ def test_pictures_may_follow_a_pattern_and_long_ones_are_made_smaller(tmp_path):
         == (tmp_path / "images" / "15970.jpg").read_bytes()
     )
     row = RawRow(0, "styles.csv line 2", {"id": "15970", "name": "shirt"})
-    assert clean_product(row, mapping, image_root=tmp_path).product["images"]
+    assert clean_product(row, mapping, image_root=ImageRoot(tmp_path)).product["images"]
     assert clean_product(row._replace(values={"id": None, "name": "x"}), mapping)[1] == "no_product_id"
 
 

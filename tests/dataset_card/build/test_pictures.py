@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
+from moon2_dataset.build.image_root import ImageRoot
 from moon2_dataset.build.pictures import MAX_IMAGES, PICTURE_REASONS, check_picture, read_pictures
 
 
@@ -111,7 +112,7 @@ def shop(tmp_path):
 
 
 def names(cells, folder, image_root=None):
-    pictures, problems = read_pictures(cells, folder, image_root, 512)
+    pictures, problems = read_pictures(cells, folder, image_root and ImageRoot(image_root), 512)
     return [picture["path"] for picture in pictures], [code for code, _ in problems]
 
 
@@ -299,7 +300,7 @@ def test_within_a_folder_no_path_and_no_link_leads_out(tmp_path):
     assert len(read_pictures([str(outside)], inside, None, 512)[0]) == 1
     assert len(read_pictures([JPEG], inside, None, 512, within=inside)[0]) == 1  # bytes are no file
     url = "https://shop.example/link.jpg"
-    assert read_pictures([url], inside, inside, 512, within=inside)[1] == [("image_outside", "link.jpg")]
+    assert read_pictures([url], inside, ImageRoot(inside), 512, within=inside)[1] == [("image_outside", "link.jpg")]
 
 
 def test_the_number_of_pixels_may_be_limited_further():
