@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .column_sample import Column
 from .facts import BAD_ATTRIBUTES, BAD_CATEGORY, MAX_ATTRIBUTES, MAX_LEVELS, MAX_NAME, read_attributes, read_category
 from .image_root import ImageRoot
-from .mapping import TEMPLATE, Column
+from .mapping import TEMPLATE
 from .pictures import MAX_PIXELS, PICTURE_REASONS, Problem, read_pictures
 from .plain_text import MAX_ID, clean_id, clean_ids, clean_text, is_nothing, kind_of
 from .raw_rows import MAX_COLLECTED, UNREADABLE_ROW, RawRow

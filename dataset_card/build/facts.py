@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from .column_names import attribute_name
-from .mapping import Column
+from .column_sample import Column
 from .pictures import Problem
 from .plain_text import NOTHING_WORDS, clean_text, is_nothing, kind_of, parsed_text
 

@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from .column_sample import IMAGE_SUFFIXES
 from .duplicates import stable_key
-from .mapping import IMAGE_SUFFIXES
 
 MAX_ADDRESS = 4096  # characters
 MAX_LEVELS = 16  # of an address's path, that are looked at

@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 from ..schema import normalise_title
 from ..shards import GROUP_BYTES, ShardWriter, Tally, numbered, read_notes, written
 from .clean import Dropped, clean_id, clean_ids, clean_text
+from .column_sample import Column
 from .duplicates import stable_key
 from .image_root import ImageRoot
 from .log_columns import COUNT_FIELDS, read_count
-from .mapping import Column
 from .pictures import read_pictures
 from .plain_text import is_nothing
 from .raw_rows import RawRow

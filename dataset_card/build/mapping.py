@@ -16,22 +16,8 @@ from .column_names import (
     name_words,
     plain_name,
 )
-from .column_sample import IMAGE_KEYS, IMAGE_SUFFIXES, Column, ColumnSample, Found, find_by_name
+from .column_sample import Column, ColumnSample, Found, find_by_name
 from .log_columns import LOG_FIELDS, guess_log_columns, refuse_unclear_events
-
-__all__ = [
-    "IMAGE_KEYS",
-    "IMAGE_SUFFIXES",
-    "LOG_FIELDS",
-    "PRODUCT_FIELDS",
-    "TEMPLATE",
-    "Column",
-    "FieldMapping",
-    "attribute_pairs",
-    "columns_of",
-    "parse_columns",
-    "resolve",
-]
 
 PRODUCT_FIELDS = ("product_id", "title", "description", "category_path", "attributes", "images", "aliases")
 ONE_COLUMN = tuple(field for field in LOG_FIELDS if field != "product_id")

@@ -16,7 +16,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from .column_names import plain_name
-from .mapping import LOG_FIELDS, PRODUCT_FIELDS
+from .log_columns import LOG_FIELDS
+from .mapping import PRODUCT_FIELDS
 from .raw_rows import RawRow
 from .sources import Part, Paths, Source, find_parts
 

@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
+from .column_sample import IMAGE_KEYS, IMAGE_SUFFIXES
 from .image_root import ImageRoot, is_address
-from .mapping import IMAGE_KEYS, IMAGE_SUFFIXES
 from .pixels import as_jpeg, as_srgb, eight_bits, holds_pixels_alone, upright
 
 MAX_IMAGES = 16  # of one product

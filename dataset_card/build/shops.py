@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .column_names import plain_name
-from .mapping import Column, FieldMapping, attribute_pairs
+from .column_sample import Column
+from .mapping import FieldMapping, attribute_pairs
 from .plain_text import clean_id
 from .raw_rows import RawRow
 

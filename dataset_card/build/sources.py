@@ -12,7 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from .mapping import LOG_FIELDS, PRODUCT_FIELDS, Column, FieldMapping, columns_of, resolve
+from .column_sample import Column
+from .log_columns import LOG_FIELDS
+from .mapping import PRODUCT_FIELDS, FieldMapping, columns_of, resolve
 from .raw_rows import RawRow, merge_lines, size_of
 from .shops import Shop, recognise, tidy_woocommerce
 from .tables import HubRows, ImageFolder, ParquetTable, SavedRows

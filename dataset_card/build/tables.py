@@ -15,7 +15,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .mapping import IMAGE_SUFFIXES
+from .column_sample import IMAGE_SUFFIXES
 from .raw_rows import RawRow
 
 READ_BYTES = 32 << 20  # of a Parquet file or saved data set at once, roughly

@@ -141,7 +141,7 @@ def test_a_log_that_sums_events_up_makes_positives_of_purchases_alone(tmp_path, 
     report = build_dataset(arguments(paths, tmp_path / "out", splits=["train=1"], **changes), progress=False)
     assert report["log"]["events"] == events and report["log"]["used"] == 3
     assert any("a line counts as its purchases" in line for line in report["log"]["mapping"])
-    (query,) = load_product_queries(tmp_path / "out", tmp_path / "out").queries
+    (query,) = load_product_queries(tmp_path / "out/products-*", tmp_path / "out/queries-*").queries
     assert (query["product_id"], query["negative_ids"], query["grade"]) == ("0", ["1"], 2)
 
 
@@ -171,7 +171,7 @@ def test_orders_name_variants_and_the_catalogue_their_products(tmp_path, export,
     )
     paths = tmp_path / "shop.csv", tmp_path / "orders.csv"
     report = build_dataset(arguments(paths, tmp_path / "out", splits=["train=1"]), progress=False)
-    queries = load_product_queries(tmp_path / "out", tmp_path / "out").queries
+    queries = load_product_queries(tmp_path / "out/products-*", tmp_path / "out/queries-*").queries
     assert {(query["text"], query["product_id"]) for query in queries} == {("linen", shirt), ("hat", hat)}
     assert {reason: entry["examples"] for reason, entry in report["log"]["dropped"].items()} == {
         "ambiguous_product": ["orders.csv line 5: SAME"],
@@ -181,7 +181,7 @@ def test_orders_name_variants_and_the_catalogue_their_products(tmp_path, export,
 
 def test_what_is_built_is_read_by_the_package(built):
     out, report = built
-    data = load_product_queries(out, out)
+    data = load_product_queries(out / "products-*", out / "queries-*")
     assert len(data.products) == report["products"] < 120
     assert len(data) == report["log"]["positives"]["written"]
     for split, counts in report["splits"].items():
@@ -223,7 +223,7 @@ def test_no_group_straddles_a_split_and_the_log_follows_dropped_duplicates(shop,
     assert set(split_of) == {ids[row] for row in np.flatnonzero(duplicates.kept)}
     for group in np.unique(duplicates.group):
         assert len({split_of[ids[row]] for row in np.flatnonzero((duplicates.group == group) & duplicates.kept)}) == 1
-    asked = set(load_product_queries(tmp_path / "data", tmp_path / "data").queries["product_id"])
+    asked = set(load_product_queries(tmp_path / "data/products-*", tmp_path / "data/queries-*").queries["product_id"])
     replaced = {ids[duplicates.kept_row[row]] for row in np.flatnonzero(~duplicates.kept)}
     with open(shop[1], newline="") as file:
         lines = [
@@ -319,7 +319,7 @@ def test_the_command_prints_the_guess_and_what_came_of_it(shop, tmp_path, capsys
     printed = capsys.readouterr().out
     assert "title <- name: given" in printed and "product_id <- sku" in printed
     assert "note: no log was given, so there are no queries" in printed
-    assert len(load_products(tmp_path / "data")) > 90
+    assert len(load_products(tmp_path / "data/products-*")) > 90
     assert not list((tmp_path / "data").glob("queries*"))
     page = (tmp_path / "data" / "build_report.md").read_text(encoding="utf-8")
     assert "| rest | 40.0 % |" in page and "same_title_and_image" in page
@@ -331,7 +331,7 @@ def test_a_log_without_events_says_what_its_lines_count_as(shop, tmp_path, capsy
     given = ["--catalogue", str(shop[0]), "--log", str(tmp_path / "log.csv"), "--positive_events", "click"]
     main([*given, "--log_columns", "product_id=sku", "--output_dir", str(tmp_path / "data")])
     assert "without a column for event, every line counts as a click" in capsys.readouterr().out
-    assert load_product_queries(tmp_path / "data", tmp_path / "data").queries["grade"] == [2.0]
+    assert load_product_queries(tmp_path / "data/products-*", tmp_path / "data/queries-*").queries["grade"] == [2.0]
 
 
 def test_a_data_set_known_by_name_brings_its_log(tmp_path, make_image, monkeypatch):
@@ -446,7 +446,7 @@ def test_junk_is_counted_and_what_is_left_passes_the_schema(pictures, products, 
         assert discrepancies(told) == []
         assert (told["catalogue"]["rows"], told["log"]["lines"]) == (len(products), len(lines))
         if told["log"]["positives"]["written"]:
-            data = load_product_queries(out, out)
+            data = load_product_queries(out / "products-*", out / "queries-*")
             assert len(data.products) == told["products"]
             by_title = {}
             for split in splits:
@@ -456,10 +456,10 @@ def test_junk_is_counted_and_what_is_left_passes_the_schema(pictures, products, 
                         by_title.setdefault(title.casefold().strip(), set()).add(name)
             assert all(len(found) == 1 for title, found in by_title.items() if title)
         elif told["products"]:
-            load_products(out)
+            load_products(out / "products-*")
         else:
             with pytest.raises((FileNotFoundError, SchemaError)):
-                load_products(out)
+                load_products(out / "products-*")
 
 
 ADDRESSES = ("http://169.254.169.254/latest/meta-data", "https://127.0.0.1/a.jpg", "HTTP://shop.example/a.jpg",

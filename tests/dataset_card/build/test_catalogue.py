@@ -144,7 +144,7 @@ def test_products_are_written_split_by_split_and_read_as_the_schema_wants(shop, 
         products = load_products(str(tmp_path / "out" / f"products-{split}-*.parquet"))
         assert products["product_id"] == ids[split_of == number].tolist()
     assert len(list((tmp_path / "out").glob("products-train-*"))) == -(-19 // shard_rows)
-    pictured = next(product for product in load_products(tmp_path / "out") if product["images"])
+    pictured = next(product for product in load_products(tmp_path / "out/products-*") if product["images"])
     picture = Image.open(io.BytesIO(pictured["images"][0]["bytes"]))
     assert picture.size == (60, 80)
 

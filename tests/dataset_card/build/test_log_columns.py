@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from moon2_dataset.build.log_columns import read_count
-from moon2_dataset.build.mapping import LOG_FIELDS, resolve
+from moon2_dataset.build.log_columns import LOG_FIELDS, read_count
+from moon2_dataset.build.mapping import resolve
 
 
 def mapped(header, *lines, **given):

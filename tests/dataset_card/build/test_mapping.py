@@ -7,14 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moon2_dataset.build.column_names import attribute_name, name_words, plain_name
-from moon2_dataset.build.mapping import (
-    LOG_FIELDS,
-    PRODUCT_FIELDS,
-    attribute_pairs,
-    columns_of,
-    parse_columns,
-    resolve,
-)
+from moon2_dataset.build.log_columns import LOG_FIELDS
+from moon2_dataset.build.mapping import PRODUCT_FIELDS, attribute_pairs, columns_of, parse_columns, resolve
 
 
 def rows(text, *lines):
