@@ -14,8 +14,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub import ModelCard, ModelCardData
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration, set_seed
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import AutoConfig, PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from modeling_moon2 import Moon2Processor
@@ -23,7 +22,7 @@ from modeling_moon2.processing_moon2 import IMAGE_TOKEN, VISION_END_TOKEN, VISIO
 from moon2_dataset import load_products
 from moon2_dataset.recipe import RecipeParser
 
-from .convert import SOURCE_TYPE, SourceWeights, resolve_source
+from .convert import MAX_PIXELS, SOURCE_TYPE, SourceWeights, load_source_processor, resolve_source
 from .plain_files import plain_checkpoint
 
 Product = dict[str, Any]
@@ -100,11 +99,11 @@ class AdaptArguments:
     max_images_per_item: int = field(
         default=1, metadata={"help": "Most pictures of a product in one example, its first ones."}
     )
-    max_pixels: int | None = field(
-        default=None,
+    max_pixels: int = field(
+        default=MAX_PIXELS,
         metadata={
-            "help": "Most pixels of a picture in training; larger ones are shrunk. The model's own when not given, "
-            "which is thousands of tokens for a large photo."
+            "help": "Most pixels of a picture in training, 1,024 to a visual token; larger ones are shrunk. A model "
+            "that has fewer keeps them."
         },
     )
     use_peft: bool = field(
@@ -118,8 +117,7 @@ class AdaptArguments:
         if not self.tasks or not set(self.tasks) <= set(TASKS):
             raise ValueError(f"tasks={self.tasks}; give one or more of {', '.join(TASKS)}")
         for name in ("max_images_per_item", "max_pixels", "lora_r"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
+            if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name}={value}; give 1 or more")
 
 
@@ -298,27 +296,6 @@ def load_base(folder: Path, **options: Any) -> Qwen3VLForConditionalGeneration:
     return model
 
 
-def load_chat_processor(folder: Path, max_pixels: int | None = None) -> Moon2Processor:
-    """The checkpoint's tokenizer, with its chat template, and image processor.
-
-    Args:
-        folder: of the checkpoint.
-        max_pixels: most pixels of an image; the checkpoint's own when None.
-
-    Raises:
-        ValueError: a file is missing, or the tokenizer is not of a Qwen3-VL.
-    """
-    try:
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except OSError as error:
-        raise ValueError(f"{folder}: image processor or tokenizer files are missing ({error})") from error
-    if max_pixels is not None:
-        least = min(image_processor.size["shortest_edge"], max_pixels)
-        image_processor.size = {"shortest_edge": least, "longest_edge": max_pixels}
-    return Moon2Processor(image_processor=image_processor, tokenizer=tokenizer)
-
-
 def adapt(script: AdaptArguments, arguments: SFTConfig) -> Path:
     """Train a generative Qwen3-VL on products and save it as the same kind of checkpoint.
 
@@ -339,7 +316,7 @@ def adapt(script: AdaptArguments, arguments: SFTConfig) -> Path:
     folder, out = resolve_source(script.model), Path(arguments.output_dir)
     if folder.resolve() == out.resolve():
         raise ValueError(f"output_dir={out} is the model's own folder; give another one")
-    processor = load_chat_processor(folder, script.max_pixels)
+    processor = load_source_processor(folder, script.max_pixels)
     tables = {"train": load_products(script.products, "train")}
     if script.eval_products is not None:
         tables["eval"] = load_products(script.eval_products, script.eval_split)

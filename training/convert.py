@@ -38,6 +38,7 @@ PLAN = "conversion.json"
 SOURCE_TYPE = "qwen3_vl"
 EXPERT_INITS = ("copy", "split")
 NEW_WEIGHT_STD = 0.02
+MAX_PIXELS = 512 * 512  # 256 visual tokens; the budget that a Qwen3-VL brings is 64 times that
 
 
 @dataclass
@@ -69,6 +70,13 @@ class ConvertArguments:
     expert_noise: float = field(
         default=0.0, metadata={"help": "Noise on every expert, in standard deviations of its weights; 0 is exact."}
     )
+    max_pixels: int = field(
+        default=MAX_PIXELS,
+        metadata={
+            "help": "Most pixels of a picture, 1,024 to a visual token; larger ones are shrunk, in training and ever "
+            "after. A source that has fewer keeps them."
+        },
+    )
     max_shard_gb: float = field(default=1.0, metadata={"help": "Largest file to write, in GB; bounds the memory."})
     seed: int = field(default=0, metadata={"help": "Seed of gate, W* and noise."})
     base_model: str | None = field(
@@ -92,6 +100,8 @@ class ConvertArguments:
             raise ValueError(f"guided_fields={self.guided_fields}; give none or some of {', '.join(GUIDED_FIELDS)}")
         if self.expert_noise < 0 or self.max_shard_gb <= 0:
             raise ValueError("expert_noise is 0 or more, max_shard_gb more than 0")
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels={self.max_pixels}; give 1 or more")
 
 
 class SourceWeights:
@@ -288,6 +298,26 @@ def resolve_source(source: str) -> Path:
         raise FileNotFoundError(f"{source}: neither a folder nor a model on the Hub that can be reached") from error
 
 
+def load_source_processor(folder: Path, max_pixels: int) -> Moon2Processor:
+    """The checkpoint's image processor and its tokenizer, with its chat template.
+
+    Args:
+        folder: of the checkpoint.
+        max_pixels: most pixels of a picture; the checkpoint's own where those are fewer.
+
+    Raises:
+        ValueError: a file is missing, or the tokenizer is not of a Qwen3-VL.
+    """
+    try:
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except OSError as error:
+        raise ValueError(f"{folder}: image processor or tokenizer files are missing ({error})") from error
+    least, most = (min(image_processor.size[edge], max_pixels) for edge in ("shortest_edge", "longest_edge"))
+    image_processor.size = {"shortest_edge": least, "longest_edge": most}
+    return Moon2Processor(image_processor=image_processor, tokenizer=tokenizer)
+
+
 def convert(arguments: ConvertArguments, progress: bool = True) -> Path:
     """Convert a checkpoint.
 
@@ -315,7 +345,8 @@ def convert(arguments: ConvertArguments, progress: bool = True) -> Path:
     config = target_config(folder, arguments)
     weights = SourceWeights(folder)
     groups = weight_groups(weights, config, arguments)
-    processor = _processor(folder)
+    processor = load_source_processor(folder, arguments.max_pixels)
+    processor.tokenizer.chat_template = None  # the source's is for a chat; the processor brings its own
 
     plan = _plan(arguments, weights)
     if out.exists():  # it was killed when all was done but for its plan
@@ -353,16 +384,6 @@ def _refuse_other(folder: Path, plan: dict) -> None:
         found = None
     if found != plan:
         raise FileExistsError(f"{folder} holds an unfinished conversion of something else; remove it")
-
-
-def _processor(folder: Path) -> Moon2Processor:
-    try:
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except OSError as error:
-        raise ValueError(f"{folder}: image processor or tokenizer files are missing ({error})") from error
-    tokenizer.chat_template = None  # the source's is for a chat; the processor brings its own
-    return Moon2Processor(image_processor=image_processor, tokenizer=tokenizer)
 
 
 def _provenance(source: Path, arguments: ConvertArguments) -> dict:

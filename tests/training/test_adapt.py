@@ -33,10 +33,9 @@ from moon2_training.adapt import (
     chat_frame,
     list_examples,
     load_base,
-    load_chat_processor,
     main,
 )
-from moon2_training.convert import ConvertArguments, convert
+from moon2_training.convert import MAX_PIXELS, ConvertArguments, convert, load_source_processor
 
 STEPS = 25
 
@@ -102,7 +101,7 @@ def adapted(base, parquet, tmp_path_factory):
 
 @pytest.fixture
 def collator(base, shop):
-    return ChatCollator(load_chat_processor(base), shop.products, max_images_per_item=2)
+    return ChatCollator(load_source_processor(base, MAX_PIXELS), shop.products, max_images_per_item=2)
 
 
 def example(row, task="title"):
@@ -260,7 +259,7 @@ def test_max_length_cuts_text_and_never_images(collator, shop):
 
 
 def test_max_pixels_shrinks_images(base, shop):
-    processor = load_chat_processor(base, max_pixels=24 * 24)
+    processor = load_source_processor(base, max_pixels=24 * 24)
     batch = ChatCollator(processor, shop.products)([example(5)])
     patch = processor.image_processor.patch_size
     assert int(batch["image_grid_thw"].prod()) * patch**2 <= 24 * 24
@@ -277,7 +276,7 @@ def test_one_example_for_each_product_and_task_it_serves(shop):
 
 
 def test_a_chat_template_is_used_and_qwen_s_own_says_the_same(base):
-    tokenizer = load_chat_processor(base).tokenizer
+    tokenizer = load_source_processor(base, MAX_PIXELS).tokenizer
     assert tokenizer.chat_template is None and chat_frame(tokenizer) == (BEFORE_CONTENT, AFTER_CONTENT)
     template = files("trl") / "chat_templates" / "qwen3_vl.jinja"
     if template.is_file():  # newer versions of TRL carry it

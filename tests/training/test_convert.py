@@ -16,6 +16,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLModel,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from modeling_moon2.processing_moon2 import CHAT_TEMPLATE
 from moon2_training.convert import INDEX, PLAN, ConvertArguments, convert, main
@@ -79,6 +80,37 @@ def test_with_a_tied_head_or_without_any(save_dense, tmp_path, mixed_items, kind
     with torch.no_grad():
         got = AutoModel.from_pretrained(out).eval()(**inputs).embeddings
     assert ((got - dense_embeddings(dense, inputs)).norm(dim=-1) <= 1e-5).all()
+
+
+def with_pixel_budget(source, folder, least, most):
+    """A copy of a source whose image processor takes pictures of `least` to `most` pixels."""
+    folder = copy_of(source, folder)
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    image_processor.size = {"shortest_edge": least, "longest_edge": most}
+    image_processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_large_photo_is_shrunk_to_512_x_512_unless_more_is_asked_for(source, tmp_path, make_image):
+    folder = with_pixel_budget(source[0], tmp_path / "source", 65_536, 16_777_216)  # Qwen3-VL's own
+    photo = make_image(0, 700, 700)
+    for name, options, pixels in (("out", {}, 262_144), ("dear", {"max_pixels": 400_000}, 400_000)):
+        processor = AutoProcessor.from_pretrained(run(folder, tmp_path / name, **options))
+        size, side = processor.image_processor.size, processor.image_processor.patch_size * 2
+        assert (size["shortest_edge"], size["longest_edge"]) == (65_536, pixels)
+        seen = int(processor(images=[photo], max_length=9999)["mm_token_type_ids"].sum())
+        assert 0.9 * pixels < seen * side**2 <= pixels
+
+
+def test_the_smallest_picture_is_not_above_the_pixel_budget(source, tmp_path):
+    folder = with_pixel_budget(source[0], tmp_path / "source", 65_536, 16_777_216)
+    size = AutoProcessor.from_pretrained(run(folder, tmp_path / "out", max_pixels=1024)).image_processor.size
+    assert (size["shortest_edge"], size["longest_edge"]) == (1024, 1024)
+
+
+def test_a_source_of_a_smaller_pixel_budget_keeps_it(source, tmp_path):
+    size = AutoProcessor.from_pretrained(run(source[0], tmp_path / "out")).image_processor.size
+    assert size == Qwen2VLImageProcessorPil.from_pretrained(source[0]).size
 
 
 def test_split_keeps_the_dense_cost_and_copy_multiplies_the_parameters(source, tmp_path):
@@ -257,6 +289,7 @@ def test_no_such_source(tmp_path):
         ({"expert_init": "split", "num_experts": 5}, "give a multiple of num_experts_per_tok=2"),
         ({"guided_fields": ["title"]}, "give none or some of category, attributes"),
         ({"expert_noise": -1.0}, "expert_noise is 0 or more"),
+        ({"max_pixels": 0}, "max_pixels=0; give 1 or more"),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, options, message):
