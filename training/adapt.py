@@ -234,6 +234,22 @@ class ChatCollator:
             for part in chat_frame(processor.tokenizer)
         )
 
+    def check_room(self) -> None:
+        """Check that a row holds the largest pictures, the frame, and a token each of question and answer.
+
+        Raises:
+            ValueError: it does not; names the options that say so.
+        """
+        image_processor = self.processor.image_processor
+        pixels = image_processor.size["longest_edge"]
+        picture = pixels // (image_processor.patch_size * image_processor.merge_size) ** 2 + 2  # its marks
+        needed = self.max_images_per_item * picture + len(self.before) + len(self.after) + 2
+        if self.max_length is not None and self.max_length < needed:
+            raise ValueError(
+                f"max_length={self.max_length} is too short: {self.max_images_per_item} x {pixels:,} pixels take "
+                f"{needed} tokens; lower --max_pixels or --max_images_per_item, or raise --max_length"
+            )
+
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         input_ids, labels, pixels, grids = zip(
             *(self._row(self.products[example["row"]], example["task"]) for example in examples), strict=True
@@ -311,7 +327,8 @@ def adapt(script: AdaptArguments, arguments: SFTConfig) -> Path:
 
     Raises:
         FileNotFoundError: there is no such model, or no products.
-        ValueError: the model is not a generative Qwen3-VL, or no product serves a task.
+        ValueError: the model is not a generative Qwen3-VL, no product serves a task, or a row does not hold the
+            pictures.
     """
     folder, out = resolve_source(script.model), Path(arguments.output_dir)
     if folder.resolve() == out.resolve():
@@ -327,6 +344,8 @@ def adapt(script: AdaptArguments, arguments: SFTConfig) -> Path:
         for task, count in counts.items():
             print(f"{split}, {task}: {count}")
     products = concatenate_datasets([table.select_columns(list(COLUMNS)) for table in tables.values()])
+    collator = ChatCollator(processor, products, arguments.max_length, script.max_images_per_item)
+    collator.check_room()
 
     set_seed(arguments.seed)  # before adapters are drawn
     model = load_base(folder, **(arguments.model_init_kwargs or {}))
@@ -339,7 +358,7 @@ def adapt(script: AdaptArguments, arguments: SFTConfig) -> Path:
     trainer = SFTTrainer(
         model=model,
         args=arguments,
-        data_collator=ChatCollator(processor, products, arguments.max_length, script.max_images_per_item),
+        data_collator=collator,
         train_dataset=examples["train"],
         eval_dataset=examples.get("eval"),
         processing_class=processor.tokenizer,

@@ -23,6 +23,7 @@ from transformers import (
 from trl import SFTConfig
 
 from moon2_dataset import PRODUCT_FEATURES
+from moon2_training import adapt as adapt_module
 from moon2_training.adapt import (
     AFTER_CONTENT,
     BEFORE_CONTENT,
@@ -109,7 +110,8 @@ def example(row, task="title"):
 
 
 def options(base, parquet, out, **changes):
-    script = {name: changes.pop(name) for name in ("use_peft", "tasks", "max_pixels") if name in changes}
+    own = AdaptArguments.__dataclass_fields__.keys() & changes.keys()
+    script = {name: changes.pop(name) for name in own}
     arguments = {"max_steps": 2, "per_device_train_batch_size": 2, "bf16": False, "report_to": "none",
                  "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1}  # fmt: skip
     return AdaptArguments(str(base), [str(parquet)], **script), SFTConfig(str(out), **arguments | changes)
@@ -361,6 +363,35 @@ def test_tied_weights_are_a_head(save_base):
 def test_a_tokenizer_without_chat_tokens_is_refused(tiny_processor):
     with pytest.raises(ValueError, match=r"lacks <\|im_start\|>"):
         chat_frame(tiny_processor.tokenizer)
+
+
+def test_pictures_that_max_length_cannot_hold_are_refused_before_the_model_loads(
+    save_base, shop, parquet, make_image, tmp_path, monkeypatch
+):
+    def loads(*args, **kwargs):
+        raise InterruptedError
+
+    monkeypatch.setattr(adapt_module, "load_base", loads)
+    base = save_base()
+    image_processor = load_source_processor(base, MAX_PIXELS).image_processor
+    side = image_processor.patch_size * image_processor.merge_size
+    image_processor.size = {"shortest_edge": side**2, "longest_edge": 16_777_216}  # as a Qwen3-VL brings it
+    image_processor.save_pretrained(base)
+    processor = load_source_processor(base, 100 * side**2)
+    collator = ChatCollator(processor, shop.products)
+    # two pictures between their marks, and a token each of question and answer
+    needed = len(collator.before) + 2 * (100 + 2) + 1 + len(collator.after) + 1
+    given = {"max_pixels": 100 * side**2, "max_images_per_item": 2}
+    with pytest.raises(ValueError, match=f"^max_length={needed - 1} .* {needed} tokens; .*--max_pixels or "
+                                         "--max_images_per_item, .* --max_length"):  # fmt: skip
+        adapt(*options(base, parquet, tmp_path / "out", max_length=needed - 1, **given))
+    for length in (needed, None):
+        with pytest.raises(InterruptedError):
+            adapt(*options(base, parquet, tmp_path / "out", max_length=length, **given))
+
+    product = shop.products[0] | {"images": [make_image(seed, 20 * side, 20 * side) for seed in range(2)]}
+    batch = ChatCollator(processor, [product], max_length=needed, max_images_per_item=2)([example(0)])
+    assert batch["input_ids"].shape == (1, needed) and (batch["labels"] != IGNORED).sum() == 1
 
 
 def test_the_source_is_not_overwritten(base, parquet):
