@@ -110,6 +110,12 @@ class SourceWeights:
     Args:
         folder: of the checkpoint.
 
+    Attributes:
+        names: name of every tensor -> as it stands in the files.
+        files: name as it stands there -> file.
+        shapes: name as it stands there -> shape.
+        dtype: of the first tensor.
+
     Raises:
         ValueError: a shard is missing or damaged, or (when it is read) a tensor is not finite; names it.
     """
@@ -120,15 +126,22 @@ class SourceWeights:
         else:
             with _open(folder / SINGLE) as tensors:
                 files = dict.fromkeys(tensors.keys(), SINGLE)
+        if not files:
+            raise ValueError(f"{folder}: holds no tensors; the checkpoint is incomplete")
         self.folder = folder
         # an lm_head has no place in an encoder; the prefix is there where it was saved with one
         self.names = {name.removeprefix("model."): name for name in files if not name.startswith("lm_head.")}
         self.files = files
+        self.shapes: dict[str, tuple[int, ...]] = {}
         for file in sorted(set(files.values())):
+            names = [name for name, its_file in files.items() if its_file == file]
             with _open(folder / file) as tensors:
-                missing = {name for name, its_file in files.items() if its_file == file} - set(tensors.keys())
-            if missing:
-                raise ValueError(f"{folder / file}: lacks {sorted(missing)[0]}, which the index puts there")
+                if missing := set(names) - set(tensors.keys()):
+                    raise ValueError(f"{folder / file}: lacks {min(missing)}, which the index puts there")
+                self.shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+        first = next(iter(files))
+        with _open(folder / files[first]) as tensors:
+            self.dtype = tensors.get_slice(first)[:0].dtype
 
     def __getitem__(self, name: str) -> torch.Tensor:
         original = self.names[name]
@@ -240,16 +253,19 @@ def weight_groups(source: SourceWeights, config: Moon2Config, arguments: Convert
     """All tensors of the converted model, not yet made.
 
     Raises:
-        ValueError: the source lacks a tensor or has one that the model does not know.
+        ValueError: the source lacks a tensor, has one of another shape, or one that the model does not know.
     """
     with torch.device("meta"):
         target = Moon2Model(config).state_dict()
-    text, dtype = config.text_config, config.dtype or torch.float32
+    text, dtype = config.text_config, config.dtype
+    dense_shape = (text.intermediate_size, text.hidden_size)  # (I, D)
     taken: set[str] = set()
 
-    def take(name: str) -> str:
+    def take(name: str, shape: Sequence[int]) -> str:
         if name not in source.names:
             raise ValueError(f"{source.folder}: no tensor {name}; the checkpoint is incomplete or of another model")
+        if (found := source.shapes[source.names[name]]) != tuple(shape):
+            raise ValueError(f"{source.folder}: {name} is {found}, its config says {tuple(shape)}")
         taken.add(name)
         return name
 
@@ -261,22 +277,21 @@ def weight_groups(source: SourceWeights, config: Moon2Config, arguments: Convert
         experts = expert_weights(*(source[name] for name in dense), arguments, generator)
         gate = gate_weight(text.hidden_size, arguments, generator)
         alignment = NEW_WEIGHT_STD * _normal((text.num_experts, len(text.alignment_objectives)), generator)
-        return *experts, gate.to(dtype), alignment.to(dtype)
+        return tuple(weight.to(dtype) for weight in (*experts, gate, alignment))
 
-    def unchanged(name: str, shape: torch.Size) -> tuple[torch.Tensor]:
-        if source[name].shape != shape:
-            raise ValueError(f"{source.folder}: {name} is {tuple(source[name].shape)}, its config says {tuple(shape)}")
-        return (source[name],)
+    def unchanged(name: str) -> tuple[torch.Tensor]:
+        return (source[name].to(dtype),)
 
     groups = []
     for layer in filter(text.is_moe_layer, range(text.num_hidden_layers)):
         mlp = f"language_model.layers.{layer}.mlp"
-        dense = [take(f"{mlp}.{part}_proj.weight") for part in ("gate", "up", "down")]
+        dense = [take(f"{mlp}.{part}_proj.weight", dense_shape) for part in ("gate", "up")]
+        dense.append(take(f"{mlp}.down_proj.weight", dense_shape[::-1]))
         made = ("experts.gate_up_proj", "experts.down_proj", "gate.weight", "dual_alignment.weight")
         groups.append(group(tuple(f"{mlp}.{part}" for part in made), partial(mixture, layer, dense)))
     temperature = torch.full((2,), math.log(INITIAL_TEMPERATURE), dtype=dtype)
     groups.append(group(("temperature.weight",), lambda: (temperature,)))
-    groups += [group((take(name),), partial(unchanged, name, target[name].shape)) for name in list(target)]
+    groups += [group((take(name, target[name].shape),), partial(unchanged, name)) for name in list(target)]
     if unknown := sorted(set(source.names) - taken):
         raise ValueError(f"{source.folder}: {unknown[0]} has no place in the model ({len(unknown)} such tensors)")
     return groups
@@ -344,6 +359,7 @@ def convert(arguments: ConvertArguments, progress: bool = True) -> Path:
     folder = resolve_source(arguments.source)
     config = target_config(folder, arguments)
     weights = SourceWeights(folder)
+    config.dtype = config.dtype or weights.dtype  # as transformers loads a source whose config gives none
     groups = weight_groups(weights, config, arguments)
     processor = load_source_processor(folder, arguments.max_pixels)
     processor.tokenizer.chat_template = None  # the source's is for a chat; the processor brings its own

@@ -134,6 +134,45 @@ def test_noise_makes_experts_differ_and_the_gate_learns_either_way(source, tmp_p
     assert model.language_model.layers[0].mlp.gate.weight.grad.abs().max() > 0
 
 
+def in_half(source, folder, dtype):
+    """A copy of a source with weights in bfloat16, whose config gives its whole the `dtype`, or none."""
+    from safetensors.torch import save_file
+
+    folder = copy_of(source, folder)
+    for file in folder.glob("*.safetensors"):
+        save_file({name: weight.bfloat16() for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, torch.bfloat16), ("float32", torch.float32)])
+def test_all_weights_are_of_the_one_precision_in_which_the_source_loads(source, tmp_path, given, expected):
+    folder = in_half(source[0], tmp_path / "source", given)
+    assert Qwen3VLForConditionalGeneration.from_pretrained(folder).dtype == expected
+    out = run(folder, tmp_path / "out", expert_noise=0.1)
+    weights = [weight for file in out.glob("*.safetensors") for weight in load_file(file).values()]
+    assert {weight.dtype for weight in weights} == {expected}
+    total = json.loads((out / INDEX).read_text())["metadata"]["total_size"]
+    assert total == sum(weight.numel() * weight.element_size() for weight in weights)
+    assert AutoModel.from_pretrained(out).dtype == expected
+
+
+def test_every_tensor_is_read_once(source, tmp_path, monkeypatch):
+    from moon2_training import convert as module
+
+    read = []
+
+    def counting(self, name):
+        read.append(name)
+        return original(self, name)
+
+    original = module.SourceWeights.__getitem__
+    monkeypatch.setattr(module.SourceWeights, "__getitem__", counting)
+    run(source[0], tmp_path / "out")
+    assert sorted(read) == sorted(module.SourceWeights(source[0]).names)
+
+
 def test_an_interrupted_conversion_goes_on_and_ends_in_the_same_bytes(source, tmp_path, monkeypatch):
     from moon2_training import convert as module
 
@@ -232,6 +271,11 @@ def damage_missing_tensor(folder):
     return "no tensor language_model.norm.weight"
 
 
+def damage_no_tensors(folder):
+    (folder / INDEX).write_text(json.dumps({"weight_map": {}}))
+    return "holds no tensors"
+
+
 def damage_other_tensor(folder):
     index = json.loads((folder / INDEX).read_text())
     name, file = next(iter(index["weight_map"].items()))
@@ -254,6 +298,30 @@ def damage_one_number(folder):
     return f"{file.name}: {name} holds NaN or infinity; download it again, or give another source"
 
 
+def damage_mlp_width(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["intermediate_size"] = 32
+    (folder / "config.json").write_text(json.dumps(config))
+    return r"layers.0.mlp.gate_proj.weight is \(64, 48\), its config says \(32, 48\)"
+
+
+def damage_down_proj(folder):
+    from safetensors.torch import save_file
+
+    name = "model.language_model.layers.1.mlp.down_proj.weight"
+    file = folder / json.loads((folder / INDEX).read_text())["weight_map"][name]
+    tensors = load_file(file)
+    save_file(tensors | {name: tensors[name].T.contiguous()}, file, metadata={"format": "pt"})
+    return r"layers.1.mlp.down_proj.weight is \(64, 48\), its config says \(48, 64\)"
+
+
+def damage_head_width(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["head_dim"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+    return "self_attn.* is .*, its config says "
+
+
 def damage_text_only(folder):
     LlamaConfig().save_pretrained(folder)
     return "holds a llama model; give a dense Qwen3-VL"
@@ -265,7 +333,8 @@ def damage_no_config(folder):
 
 
 @pytest.mark.parametrize("damage", [damage_missing_shard, damage_truncated_shard, damage_missing_tensor,
-                                    damage_other_tensor, damage_one_number, damage_text_only,
+                                    damage_no_tensors, damage_other_tensor, damage_one_number, damage_mlp_width,
+                                    damage_down_proj, damage_head_width, damage_text_only,
                                     damage_no_config])  # fmt: skip
 def test_a_wrong_source_gets_one_clear_error_and_leaves_nothing(source, tmp_path, damage):
     folder = copy_of(source[0], tmp_path / "source")
