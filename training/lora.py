@@ -5,6 +5,8 @@ This file alone imports PEFT, an extra: `pip install "moon2[peft]"`.
 
 from __future__ import annotations
 
+import re
+
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from trl import ModelConfig
@@ -23,7 +25,7 @@ def lora_config(r: int = 16, lora_alpha: int = 32, experts: bool = True, **kwarg
         r: rank.
         lora_alpha: scale; the adapter's output is multiplied by lora_alpha / r.
         experts: also adapt the experts.
-        kwargs: go to `LoraConfig`. PEFT refuses `lora_dropout` on experts.
+        kwargs: go to `LoraConfig`. PEFT refuses `lora_dropout` and `use_dora` on experts.
 
     Example:
 
@@ -54,12 +56,18 @@ def add_adapters(model: PreTrainedModel, options: ModelConfig) -> PeftModel:
         options: TRL's.
 
     Raises:
-        ValueError: dropout on experts, which PEFT cannot do.
+        ValueError: dropout or DoRA on experts, which PEFT cannot do; names the ways out.
     """
-    experts = list(EXPERTS) if options.lora_target_modules is None else None
-    parameters = options.lora_target_parameters or experts
-    if parameters and options.lora_dropout:
-        raise ValueError(f"lora_dropout={options.lora_dropout}: adapters on experts have none; give 0")
+    modules = options.lora_target_modules
+    if isinstance(modules, str) and re.fullmatch(r"[\w.]+", modules):  # TRL makes a text of one name, PEFT a pattern
+        modules = [modules]
+    parameters = options.lora_target_parameters or (list(EXPERTS) if modules is None else None)
+    for name, off in (("lora_dropout", "0"), ("use_dora", "false")):
+        if parameters and (value := getattr(options, name)):
+            raise ValueError(
+                f"{name}={value}: adapters on experts have none; give {off}, or adapt attention alone with "
+                "--lora_target_modules q_proj k_proj v_proj o_proj"
+            )
     config = lora_config(
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
@@ -67,7 +75,7 @@ def add_adapters(model: PreTrainedModel, options: ModelConfig) -> PeftModel:
         use_rslora=options.use_rslora,
         use_dora=options.use_dora,
     )
-    config.target_modules = options.lora_target_modules or ATTENTION
+    config.target_modules = modules or ATTENTION
     config.target_parameters = parameters
     config.modules_to_save = [*IN_FULL, *(options.lora_modules_to_save or ())]
     return get_peft_model(model, config)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModel
+from trl import ModelConfig
 
 from moon2_training.evaluate import evaluate
 from moon2_training.hub_folder import save_hub_folder
-from moon2_training.lora import IN_FULL, lora_config
+from moon2_training.lora import IN_FULL, add_adapters, lora_config, merge_adapters
 from moon2_training.trainer import Moon2Trainer
 from moon2_training.trainer_config import Moon2TrainingArguments
 
@@ -89,3 +90,43 @@ def test_without_experts_only_attention_is_adapted(tiny_model):
     adapted = [name for name, weight in model.named_parameters() if weight.requires_grad and "lora_" in name]
     assert adapted and all("self_attn" in name for name in adapted)
     assert not any("visual" in name for name in adapted)
+
+
+def adapted_parts(model):
+    return {name.split(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora_" in name}
+
+
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        (["q_proj"], {"q_proj"}),  # TRL makes a text of a list of one
+        (["self_attn.q_proj"], {"q_proj"}),
+        (["q_proj", "v_proj"], {"q_proj", "v_proj"}),
+        ([r".*layers\.1\.self_attn\.[kv]_proj"], {"k_proj", "v_proj"}),
+    ],
+    ids=str,
+)
+def test_the_modules_that_are_named_are_adapted(tiny_model, modules, expected):
+    options = ModelConfig(lora_r=2, lora_dropout=0.0, lora_target_modules=modules)
+    assert adapted_parts(add_adapters(copy.deepcopy(tiny_model), options)) == expected
+
+
+def test_all_linear_layers_are_adapted(tiny_model):
+    options = ModelConfig(lora_r=2, lora_dropout=0.0, lora_target_modules=["all-linear"])
+    assert adapted_parts(add_adapters(copy.deepcopy(tiny_model), options)) >= {"q_proj", "o_proj", "qkv", "linear_fc1"}
+
+
+@pytest.mark.parametrize("given", [{"use_dora": True}, {"lora_dropout": 0.1}], ids=str)
+def test_what_experts_cannot_have_is_refused_with_two_ways_out(tiny_model, tiny_processor, given):
+    (name,) = given
+    defaults = {"lora_r": 2, "lora_dropout": 0.0}
+    with pytest.raises(ValueError, match=rf"^{name}=.*: adapters on experts .*; .*--lora_target_modules") as refusal:
+        add_adapters(copy.deepcopy(tiny_model), ModelConfig(**defaults | given))
+    modules = str(refusal.value).partition("--lora_target_modules ")[2].split(",")[0].split()
+    assert modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    options = ModelConfig(**defaults | given, lora_target_modules=modules)
+    model = add_adapters(copy.deepcopy(tiny_model), options).train()
+    assert adapted_parts(model) >= set(modules)
+    model(**tiny_processor(text=["red mug"])).embeddings[:, 0].sum().backward()
+    assert all(weight.grad is not None for name, weight in model.named_parameters() if "q_proj.lora_" in name)
+    assert type(merge_adapters(model)) is type(tiny_model)
