@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from huggingface_hub import HfApi, constants
 from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from moon2_dataset.hub_errors import one_line_errors
 from moon2_dataset.recipe import RecipeParser
@@ -21,11 +24,14 @@ INDEX, SINGLE = constants.SAFETENSORS_INDEX_FILE, constants.SAFETENSORS_SINGLE_F
 NEEDED = ("config.json", "configuration_moon2.py", "layout_moon2.py", "modeling_moon2.py", "patches_moon2.py",
           "processing_moon2.py", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
           "chat_template.jinja", "modules.json", "sentence_bert_config.json")  # fmt: skip
-# What a model repository is made of. Pickles, which can run any code where they are loaded, are not among it.
-ALLOWED = ["*.safetensors", "*.json", "*.py", "*.jinja", "*.txt", "*.model", "*.md", "*.png", "*.jpg", "*.webp",
-           "LICENSE", "NOTICE", CHECKSUMS]  # fmt: skip
-# Hidden files, what names folders of this machine, and the evaluation, whose scores stand in the card.
-IGNORED = [".*", "evaluation.*", "trainer_state.json"]
+# What else a model repository may hold, beside what its index, modules, code and card name.
+KNOWN = ("generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer.model",
+         "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.json",
+         "config_sentence_transformers.json", "README.md", "LICENSE", "NOTICE", "provenance.json", "results.json",
+         "training_report.png", "searches.png", CHECKSUMS)  # fmt: skip
+WITH_CODE = ("config.json", "processor_config.json", "tokenizer_config.json")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg")
+LINK = re.compile(r"""\]\(<?([^\s)>]+)|\b(?:src|href)=["']([^"']+)""")
 WEIGHTS = ["model*.safetensors", INDEX]
 
 
@@ -43,7 +49,9 @@ class PushArguments:
 
 
 def push(arguments: PushArguments) -> str:
-    """Check a folder, bring its card up to date and upload it. Weights that the folder no longer has are removed.
+    """Check a folder, bring its card up to date and upload the model. Weights that it no longer has are removed.
+
+    What else lies in the folder stays there; its names are printed.
 
     Returns:
         Address of the repository.
@@ -55,6 +63,9 @@ def push(arguments: PushArguments) -> str:
     folder, revision = Path(arguments.dir), arguments.revision
     check_folder(folder)
     write_model_card(folder, arguments.repo)
+    files = model_files(folder)
+    if others := _others(folder, files):
+        print(f"stays at home: {', '.join(others)}")
     with one_line_errors(arguments.repo):
         api = HfApi(token=True)
         url = api.create_repo(arguments.repo, private=arguments.private or None, exist_ok=True)
@@ -69,8 +80,7 @@ def push(arguments: PushArguments) -> str:
             folder_path=folder,
             commit_message=arguments.commit_message,
             revision=revision,
-            allow_patterns=ALLOWED,
-            ignore_patterns=IGNORED + _foreign_folders(folder),
+            allow_patterns=[glob.escape(name) for name in files],
             delete_patterns=WEIGHTS,  # an old model.safetensors would be loaded instead of new shards
         )
     return str(url) if revision is None else f"{url}/tree/{revision}"
@@ -88,7 +98,7 @@ def check_folder(folder: Path) -> None:
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
         missing.append(SINGLE)
-    missing += [name for name in _module_configs(folder) if not (folder / name).is_file()]
+    missing += [f"{path}/config.json" for path in _modules(folder) if not (folder / path / "config.json").is_file()]
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}; `moon2 train` and `moon2 convert` write whole folders")
     for file, classes in (("config.json", ("AutoConfig", "AutoModel")), ("processor_config.json", ("AutoProcessor",))):
@@ -102,14 +112,54 @@ def check_folder(folder: Path) -> None:
     check_checksums(folder)
 
 
-def _check_weights(folder: Path) -> None:
-    """Open what `from_pretrained` would: the single file, or else every shard of the index."""
-    names_in: dict[str, set[str]] = {}
+def model_files(folder: Path) -> list[str]:
+    """The files of a folder that make up its model: those of known names, and those that the model's own files name.
+
+    Raises:
+        ValueError: the code imports a file that is not there, or the checksums are of one that is not the model's.
+    """
+    weights = {*_shards(folder)}
+    modules = {f"{path}/{name}" for path in _modules(folder) for name in ("config.json", SINGLE)}
+    named = {*NEEDED, *KNOWN, *weights, *modules, *_code(folder), *_linked_pictures(folder)}
+    if SINGLE not in weights:
+        named.add(INDEX)
+    files = sorted(named & _files(folder))
+    if CHECKSUMS in files:
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        if foreign := sorted({line.partition("  ")[2] for line in lines} - set(files)):
+            raise ValueError(
+                f"{folder / CHECKSUMS} names {', '.join(foreign)}, which is no part of the model; take it out of the "
+                f"folder and the line out of {CHECKSUMS}"
+            )
+    return files
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def _others(folder: Path, files: Sequence[str]) -> list[str]:
+    """What is not among the files of the model; of a sub-folder without any of them its name alone."""
+    shared = {PurePosixPath(name).parts[0] for name in files}
+    others = set()
+    for name in _files(folder).difference(files):
+        top = PurePosixPath(name).parts[0]
+        others.add(name if top in shared or name == top else f"{top}/")
+    return sorted(others)
+
+
+def _shards(folder: Path) -> dict[str, set[str]]:
+    """What `from_pretrained` reads: the single file, or every shard with the tensors that the index puts there."""
     if (folder / SINGLE).is_file():
-        names_in[SINGLE] = set()
-    else:
-        for name, shard in _json(folder / INDEX).get("weight_map", {}).items():
-            names_in.setdefault(shard, set()).add(name)
+        return {SINGLE: set()}
+    shards: dict[str, set[str]] = {}
+    for name, shard in _json(folder / INDEX).get("weight_map", {}).items():
+        shards.setdefault(shard, set()).add(name)
+    return shards
+
+
+def _check_weights(folder: Path) -> None:
+    names_in = _shards(folder)
     if absent := sorted(shard for shard in names_in if not (folder / shard).is_file()):
         raise ValueError(f"{folder} lacks {', '.join(absent)}, which {INDEX} names; save the model again")
     for shard, names in names_in.items():
@@ -129,17 +179,34 @@ def _json(path: Path) -> dict | list:
         raise ValueError(f"{path}: no readable JSON ({error}); save the model again") from error
 
 
-def _module_configs(folder: Path) -> list[str]:
-    """Configurations of the modules of sentence-transformers that have a folder of their own."""
+def _modules(folder: Path) -> list[str]:
+    """Folders of the modules of sentence-transformers that have one of their own."""
     if not (folder / "modules.json").is_file():
         return []
-    return [f"{module['path']}/config.json" for module in _json(folder / "modules.json") if module["path"]]
+    return [module["path"] for module in _json(folder / "modules.json") if module["path"]]
 
 
-def _foreign_folders(folder: Path) -> list[str]:
-    """Patterns of the other sub-folders: checkpoints, logs, data."""
-    modules = {Path(config).parent.name for config in _module_configs(folder)}
-    return [f"{glob.escape(path.name)}/*" for path in folder.iterdir() if path.is_dir() and path.name not in modules]
+def _code(folder: Path) -> set[str]:
+    """Files of the classes that an auto_map names, and of all that they import from beside them."""
+    files: set[str] = set()
+    for name in WITH_CODE:
+        for classes in _json(folder / name).get("auto_map", {}).values():
+            for reference in [classes] if isinstance(classes, str) else filter(None, classes):  # slow and fast
+                if "--" not in reference:  # that is code of another repository
+                    files.add(f"{reference.partition('.')[0]}.py")
+    try:
+        imported = {Path(path).name for file in files for path in get_relative_import_files(folder / file)}
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder} lacks {Path(error.filename).name}, which its code imports; put it there"
+        ) from error
+    return files | imported
+
+
+def _linked_pictures(folder: Path) -> set[str]:
+    links = LINK.findall((folder / "README.md").read_text(encoding="utf-8"))
+    names = {PurePosixPath(unquote(markdown or html)) for markdown, html in links}
+    return {str(name) for name in names if name.suffix.lower() in PICTURES}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, constants
 
+from moon2_training.checksums import write_checksums
 from moon2_training.cli import main
 from moon2_training.model_card import write_model_card
 
@@ -15,8 +16,10 @@ REST = {"config.json", "processor_config.json", "tokenizer.json", "tokenizer_con
         "modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "README.md", "results.json",
         "searches.png", "provenance.json"}  # fmt: skip
 LEFT_AT_HOME = ["training_args.bin", "optimizer.pt", "rng_state.pth", "old.pkl", "trainer_state.json",
-                "evaluation.json", "events.out.tfevents.1", "model-00001.partial", ".env.json",
-                "checkpoint-2/model.safetensors", "checkpoint-2/config.json", "data [1]/rows.json"]  # fmt: skip
+                "evaluation.json", "events.out.tfevents.1", "model-00001.partial", ".env.json", "secrets.json",
+                "token.txt", "clicks.txt", "queries.json", "train_mine.py", "photo.jpg", "scores-v2.json", "notes.md",
+                "memory.safetensors", "1_Pooling/notes.json", "checkpoint-2/model.safetensors",
+                "checkpoint-2/config.json", "data [1]/rows.json"]  # fmt: skip
 
 
 def save(tiny, folder: Path, **options) -> None:
@@ -64,7 +67,10 @@ def test_a_push_carries_the_model_and_nothing_else(lfs, hub, folder, monkeypatch
     hub.lfs = lfs
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", lfs)
     assert main(["push", str(folder), "me/encoder", "--commit_message", "First weights"]) == 0
-    assert capsys.readouterr().out == f"{hub.url}/me/encoder\n"
+    told, url = capsys.readouterr().out.splitlines()
+    assert url == f"{hub.url}/me/encoder"
+    at_home = {name.split("/")[0] + "/" if name.startswith(("checkpoint", "data")) else name for name in LEFT_AT_HOME}
+    assert told == f"stays at home: {', '.join(sorted(at_home))}"
     assert hub.files("me/encoder") == CODE | REST | {"model.safetensors"}
     assert not hub.files("me/encoder") & set(LEFT_AT_HOME)
     pushed = hub.repos["me/encoder"]["main"]
@@ -98,6 +104,45 @@ def test_an_edited_card_is_pushed_as_it_is_written(hub, folder):
     assert b"## What it cannot do" in hub.repos["me/encoder"]["main"]["README.md"]
 
 
+def test_what_code_and_card_name_is_pushed_too(hub, folder):
+    with open(folder / "modeling_moon2.py", "a") as file:
+        file.write("\nfrom .helper_of_mine import one\n")
+    (folder / "helper_of_mine.py").write_text("from .another import one\n")
+    (folder / "another.py").write_text("one = 1\n")
+    card = write_model_card(folder)
+    (folder / "pictures").mkdir()
+    linked = ("pictures/in a shop.png", "teaser.webp", "large.jpg", "small.jpg")
+    for name in linked:
+        (folder / name).touch()
+    (folder.parent / "outside.png").touch()
+    card.write_text(
+        f"{card.read_text()}\n![A shop](pictures/in%20a%20shop.png 'A shop')\n<img alt='' src='./teaser.webp'>\n"
+        "[![Small](small.jpg)](large.jpg) ![](../outside.png) [clicks](clicks.txt) ![](https://somewhere.org/photo.jpg)"
+    )
+    assert main(["push", str(folder), "me/encoder"]) == 0
+    code = CODE | {"helper_of_mine.py", "another.py"}
+    assert hub.files("me/encoder") == code | REST | {"model.safetensors", *linked}
+
+
+def test_code_that_is_not_there_is_told(hub, folder, capsys):
+    with open(folder / "modeling_moon2.py", "a") as file:
+        file.write("\nfrom .helper_of_mine import one\n")
+    assert main(["push", str(folder), "me/encoder"]) == 1
+    assert f"{folder} lacks helper_of_mine.py, which its code imports" in capsys.readouterr().err
+    assert not hub.asked
+
+
+def test_checksums_of_what_stays_at_home_are_refused(hub, folder, capsys):
+    write_checksums(folder)  # of all that lies there, as whoever takes the model would miss
+    assert main(["push", str(folder), "me/encoder"]) == 1
+    assert "SHA256SUMS names memory.safetensors, which is no part of the model" in capsys.readouterr().err
+    assert not hub.asked
+    (folder / "memory.safetensors").unlink()
+    write_checksums(folder)
+    assert main(["push", str(folder), "me/encoder"]) == 0
+    assert "SHA256SUMS" in hub.files("me/encoder")
+
+
 def test_private(hub, folder, capsys):
     assert main(["push", str(folder), "me/secret", "--private"]) == 0
     assert hub.private["me/secret"] and hub.files("me/secret")
@@ -110,7 +155,7 @@ def test_private(hub, folder, capsys):
 
 def test_revision(hub, folder, capsys):
     assert main(["push", str(folder), "me/encoder", "--revision", "v1/small"]) == 0
-    assert capsys.readouterr().out == f"{hub.url}/me/encoder/tree/v1/small\n"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{hub.url}/me/encoder/tree/v1/small"
     assert hub.files("me/encoder", "v1/small") >= CODE and not hub.files("me/encoder")
 
 
