@@ -22,8 +22,8 @@ from modeling_moon2.processing_moon2 import IMAGE_TOKEN, VISION_END_TOKEN, VISIO
 from moon2_dataset import load_products
 from moon2_dataset.recipe import RecipeParser
 
-from .convert import MAX_PIXELS, SOURCE_TYPE, SourceWeights, load_source_processor, resolve_source
 from .plain_files import plain_checkpoint
+from .source_checkpoint import MAX_PIXELS, SOURCE_TYPE, SourceWeights, load_source_processor, resolve_source
 
 Product = dict[str, Any]
 
@@ -103,7 +103,7 @@ class AdaptArguments:
         default=MAX_PIXELS,
         metadata={
             "help": "Most pixels of a picture in training, 1,024 to a visual token; larger ones are shrunk. A model "
-            "that has fewer keeps them."
+            "with a smaller budget keeps it."
         },
     )
     use_peft: bool = field(

@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import ModelCard, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from modeling_moon2 import GUIDED_FIELDS, Moon2Config, Moon2Model, Moon2Processor
+from modeling_moon2 import GUIDED_FIELDS, Moon2Config, Moon2Model
 from modeling_moon2.modeling_moon2 import INITIAL_TEMPERATURE
 from moon2_dataset.disk_errors import naming
 from moon2_dataset.recipe import RecipeParser
@@ -30,15 +27,12 @@ from moon2_dataset.shards import part_of, put_in_place, write_text
 
 from .hub_folder import complete_hub_folder
 from .model_card import write_model_card
-from .non_finite import holds_non_finite
+from .source_checkpoint import INDEX, MAX_PIXELS, SOURCE_TYPE, SourceWeights, load_source_processor, resolve_source
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PARTIAL = ".partial"  # OUT is built under OUT.partial and renamed when it is whole
 PLAN = "conversion.json"
-SOURCE_TYPE = "qwen3_vl"
 EXPERT_INITS = ("copy", "split")
 NEW_WEIGHT_STD = 0.02
-MAX_PIXELS = 512 * 512  # 256 visual tokens; the budget that a Qwen3-VL brings is 64 times that
 
 
 @dataclass
@@ -74,7 +68,7 @@ class ConvertArguments:
         default=MAX_PIXELS,
         metadata={
             "help": "Most pixels of a picture, 1,024 to a visual token; larger ones are shrunk, in training and ever "
-            "after. A source that has fewer keeps them."
+            "after. A source with a smaller budget keeps it."
         },
     )
     max_shard_gb: float = field(default=1.0, metadata={"help": "Largest file to write, in GB; bounds the memory."})
@@ -102,65 +96,6 @@ class ConvertArguments:
             raise ValueError("expert_noise is 0 or more, max_shard_gb more than 0")
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels={self.max_pixels}; give 1 or more")
-
-
-class SourceWeights:
-    """The tensors of a checkpoint in safetensors, read one by one; names as in a bare Qwen3-VL model.
-
-    Args:
-        folder: of the checkpoint.
-
-    Attributes:
-        names: name of every tensor -> as it stands in the files.
-        files: name as it stands there -> file.
-        shapes: name as it stands there -> shape.
-        dtype: of the first tensor.
-
-    Raises:
-        ValueError: a shard is missing or damaged, or (when it is read) a tensor is not finite; names it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        if (folder / INDEX).is_file():
-            files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        else:
-            with _open(folder / SINGLE) as tensors:
-                files = dict.fromkeys(tensors.keys(), SINGLE)
-        if not files:
-            raise ValueError(f"{folder}: holds no tensors; the checkpoint is incomplete")
-        self.folder = folder
-        # an lm_head has no place in an encoder; the prefix is there where it was saved with one
-        self.names = {name.removeprefix("model."): name for name in files if not name.startswith("lm_head.")}
-        self.files = files
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in sorted(set(files.values())):
-            names = [name for name, its_file in files.items() if its_file == file]
-            with _open(folder / file) as tensors:
-                if missing := set(names) - set(tensors.keys()):
-                    raise ValueError(f"{folder / file}: lacks {min(missing)}, which the index puts there")
-                self.shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
-        first = next(iter(files))
-        with _open(folder / files[first]) as tensors:
-            self.dtype = tensors.get_slice(first)[:0].dtype
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        original = self.names[name]
-        file = self.folder / self.files[original]
-        with _open(file) as tensors:
-            tensor = tensors.get_tensor(original)
-        if holds_non_finite(tensor):
-            raise ValueError(f"{file}: {original} holds NaN or infinity; download it again, or give another source")
-        return tensor
-
-
-def _open(file: Path):
-    try:
-        return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{file}: cannot be read as safetensors ({error}); download it again. Pickles (.bin, .pt) could run code "
-            "and are not read"
-        ) from error
 
 
 def expert_weights(
@@ -295,42 +230,6 @@ def weight_groups(source: SourceWeights, config: Moon2Config, arguments: Convert
     if unknown := sorted(set(source.names) - taken):
         raise ValueError(f"{source.folder}: {unknown[0]} has no place in the model ({len(unknown)} such tensors)")
     return groups
-
-
-def resolve_source(source: str) -> Path:
-    """The folder of a checkpoint: itself, or a download from the Hub.
-
-    Raises:
-        FileNotFoundError: neither a folder nor a model on the Hub.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        return Path(
-            snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "README.md"])
-        )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise FileNotFoundError(f"{source}: neither a folder nor a model on the Hub that can be reached") from error
-
-
-def load_source_processor(folder: Path, max_pixels: int) -> Moon2Processor:
-    """The checkpoint's image processor and its tokenizer, with its chat template.
-
-    Args:
-        folder: of the checkpoint.
-        max_pixels: most pixels of a picture; the checkpoint's own where those are fewer.
-
-    Raises:
-        ValueError: a file is missing, or the tokenizer is not of a Qwen3-VL.
-    """
-    try:
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except OSError as error:
-        raise ValueError(f"{folder}: image processor or tokenizer files are missing ({error})") from error
-    least, most = (min(image_processor.size[edge], max_pixels) for edge in ("shortest_edge", "longest_edge"))
-    image_processor.size = {"shortest_edge": least, "longest_edge": most}
-    return Moon2Processor(image_processor=image_processor, tokenizer=tokenizer)
 
 
 def convert(arguments: ConvertArguments, progress: bool = True) -> Path:

@@ -36,7 +36,8 @@ from moon2_training.adapt import (
     load_base,
     main,
 )
-from moon2_training.convert import MAX_PIXELS, ConvertArguments, convert, load_source_processor
+from moon2_training.convert import ConvertArguments, convert
+from moon2_training.source_checkpoint import MAX_PIXELS, load_source_processor
 
 STEPS = 25
 
