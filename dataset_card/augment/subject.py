@@ -242,7 +242,9 @@ class Segmenter:
 
         try:
             self.processor = AutoImageProcessor.from_pretrained(model_id, trust_remote_code=False)
-            model = AutoModelForSemanticSegmentation.from_pretrained(model_id, use_safetensors=True)
+            model = AutoModelForSemanticSegmentation.from_pretrained(
+                model_id, dtype=torch.float32, use_safetensors=True
+            )
         except (OSError, ValueError, ImportError, SafetensorError, UnpicklingError) as error:
             raise ValueError(
                 f"segmenter {model_id}: cannot be loaded ({' '.join(str(error).split())}); give a folder or Hub id "

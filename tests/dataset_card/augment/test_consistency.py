@@ -35,6 +35,15 @@ def test_a_score_depends_on_its_own_pair_alone(checkpoint, make_image):
     assert together[0] != pytest.approx(together[2], abs=1e-6)  # one title, two pictures
 
 
+def test_a_model_saved_in_half_precision_scores_as_well(checkpoint, tmp_path, make_image):
+    scorer = Scorer(str(checkpoint), device="cpu")
+    images, titles = [make_image(1), make_image(2)], ["red mug", "navy shoes"]
+    expected = scorer.score(images, titles)
+    scorer.model.half().save_pretrained(tmp_path)
+    scorer.processor.save_pretrained(tmp_path)
+    np.testing.assert_allclose(Scorer(str(tmp_path), device="cpu").score(images, titles), expected, atol=0.02)
+
+
 def test_a_moon2_score_is_the_dot_product_of_the_views(tiny, tmp_path, make_image):
     model, processor = tiny
     for part in tiny:

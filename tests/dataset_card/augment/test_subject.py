@@ -144,6 +144,15 @@ def test_a_segmentation_model_can_find_the_product(segformer, make_image):
         np.testing.assert_array_equal(subject.mask, mask)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_saved_in_half_precision_finds_the_product_too(segformer, tmp_path, make_image, dtype):
+    SegformerForSemanticSegmentation.from_pretrained(segformer).to(dtype).save_pretrained(tmp_path)
+    SegformerImageProcessorPil.from_pretrained(segformer).save_pretrained(tmp_path)
+    picture = make_image(1, 50, 70)
+    expected = Segmenter(str(segformer), device="cpu").mask(picture)
+    np.testing.assert_allclose(Segmenter(str(tmp_path), device="cpu").mask(picture), expected, atol=0.02)
+
+
 def test_another_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded .*; give a folder or Hub id that"):
         Segmenter(str(tmp_path))
