@@ -12,7 +12,7 @@ REGIONS = ("extraction", "vlm", "none")
 
 @dataclass
 class AugmentArguments:
-    """Options of `moon2 augment IN OUT`.
+    """Options of `moon2 augment INPUT... OUTPUT`.
 
     Raises:
         ValueError: an argument has no meaning; the message gives the allowed values.

@@ -1,12 +1,14 @@
-"""`moon2 augment IN OUT`: enriched titles, expanded pictures and the product's box, for every row of a catalogue."""
+"""`moon2 augment INPUT... OUTPUT`: enriched titles, expanded pictures and boxes, for every row of a catalogue."""
 
 from __future__ import annotations
 
 import json
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from .source_files import find_products, open_products
 from .stages import TEXTS, Stages, picture_workers
 
 LEXICON = "lexicon.json"
+USAGE = "moon2 augment INPUT... OUTPUT [options]"
+NAMES = ("input", "output")
+TRUTHS = ("yes", "no", "true", "false", "t", "f", "y", "n", "1", "0")  # as options that are true or false read them
 
 
 def augment(arguments: AugmentArguments, progress: bool = True) -> dict[str, Any]:
@@ -132,17 +137,51 @@ def _texts(source: Path) -> Iterator[dict[str, Any]]:
         yield from conform_products(pa.Table.from_batches([batch]), source.name).to_pylist()
 
 
+class AugmentParser(RecipeParser):
+    """Takes INPUT... OUTPUT wherever they stand in the line, or as options."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            AugmentArguments,
+            prog="moon2 augment",
+            usage=USAGE,
+            description="Enrich titles and expand pictures of training products; an interrupted run goes on.",
+        )
+        for action in self._actions:
+            action.required = False  # argparse asks for options alone; see `parse_known_args`
+
+    def parse_known_args(self, args: Sequence[str], namespace: Namespace | None = None) -> tuple[Namespace, list[str]]:
+        """Read a line without its recipe.
+
+        Raises:
+            ValueError: input or output is missing, or given twice.
+        """
+        found, words = super().parse_known_args(list(self._with_truths(args)), namespace)
+        if any(word.startswith("-") for word in words):
+            return found, words  # unknown options, which are told of together
+        if words:
+            if any(getattr(found, name) != self.get_default(name) for name in NAMES):
+                raise ValueError(f"{' '.join(words)} beside --input or --output; give `{USAGE}`")
+            if len(words) == 1:
+                raise ValueError(f"{words[0]} stands alone; give `{USAGE}`")
+            *found.input, found.output = words
+        if missing := [f"no {name}" for name in NAMES if not getattr(found, name)]:
+            raise ValueError(
+                f"{' and '.join(missing)}; give `{USAGE}`, names in front of options of several values such as --kinds"
+            )
+        return found, []
+
+    def _with_truths(self, args: Sequence[str]) -> Iterator[str]:
+        """A line whose switches all have a value, or the next name would be taken for it."""
+        switches = {option for action in self._actions if action.const is True for option in action.option_strings}
+        for word, following in zip_longest(args, args[1:], fillvalue=""):
+            yield word
+            if word in switches and following.lower() not in TRUTHS:
+                yield "true"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `moon2 augment IN OUT`: augment, and print the report."""
-    argv = list(argv or ())
-    named = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
-    if named > 1:  # IN may be several files, as a shell makes them of a glob
-        argv[:named] = ["--input", *argv[: named - 1], "--output", argv[named - 1]]
-    parser = RecipeParser(
-        AugmentArguments,
-        prog="moon2 augment",
-        description="Enrich titles and expand pictures of training products; an interrupted run goes on.",
-    )
-    (arguments,) = parser.parse_args_and_config(argv)
+    """Run `moon2 augment INPUT... OUTPUT`: augment, and print the report."""
+    (arguments,) = AugmentParser().parse_args_and_config(argv)
     files = RunFiles.of(arguments.output, find_products(arguments.input, arguments.allow_held_out)[0])
     print(summary(augment(arguments), files.page, files.sheet))

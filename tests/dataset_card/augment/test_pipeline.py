@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from moon2_dataset import load_product_queries, load_products
-from moon2_dataset.augment import stages
+from moon2_dataset.augment import pipeline, stages
 from moon2_dataset.augment.arguments import AugmentArguments
 from moon2_dataset.augment.editing import PROMPTS, DiffusersEditor
 from moon2_dataset.augment.pipeline import augment, main
@@ -422,6 +422,58 @@ def test_the_command_takes_two_names(shop, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("2 products: ") and "4 variants made" in printed
     assert json.loads((tmp_path / "out.parquet.report.json").read_text())["made_from"]["variants"] == 2
+
+
+@pytest.fixture
+def asked_for(monkeypatch):
+    """Reads a command line as the command does, without the work; gives the arguments."""
+
+    def read(*words) -> AugmentArguments:
+        given = []
+        monkeypatch.setattr(pipeline, "augment", lambda arguments: given.append(arguments))
+        monkeypatch.setattr(pipeline, "summary", lambda report, page, sheet: "")
+        main([str(word) for word in words])
+        return given[0]
+
+    return read
+
+
+def test_names_may_stand_anywhere_in_the_line(shop, shards, tmp_path, asked_for):
+    out, recipe = tmp_path / "out.parquet", tmp_path / "recipe.yaml"
+    one = AugmentArguments(str(shop), str(out), variants=2, overwrite=True)
+    assert asked_for("--variants", 2, "--overwrite", shop, out) == one
+    assert asked_for(shop, "--variants", "2", out, "--overwrite") == one
+    assert asked_for(shop, "--overwrite", "true", "--variants=2", out) == one
+    assert asked_for("--input", shop, "--variants", 2, "--overwrite", "--output", out) == one
+    recipe.write_text(f"input: {shop}\noutput: elsewhere\nvariants: 2\noverwrite: true\n")
+    assert asked_for("--config", recipe, shop, out) == asked_for("--config", recipe, "--output", out) == one
+    files = [shards / name for name in TRAIN]
+    several = AugmentArguments(
+        [str(file) for file in files], str(tmp_path / "out"), kinds=["light", "detail"], seed=-1
+    )
+    assert asked_for(*files[:2], "--seed", -1, files[2], tmp_path / "out", "--kinds", "light", "detail") == several
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a.parquet"], "a.parquet stands alone; give `moon2 augment INPUT... OUTPUT"),
+        ([], "no input and no output; give `moon2 augment INPUT... OUTPUT"),
+        (["--output", "b.parquet"], "no input; give `moon2 augment INPUT... OUTPUT"),
+        (["--kinds", "light", "a", "b"], "no input and no output; .* names in front of options of several values"),
+        (["a", "b", "--output", "c"], "a b beside --input or --output; give `moon2 augment INPUT... OUTPUT"),
+        (["a", "b", "--varants", "2"], "not used .*'--varants'"),
+    ],
+)
+def test_a_line_without_its_names_is_told_what_to_write(words, message):
+    with pytest.raises(ValueError, match=message):
+        main(words)
+
+
+def test_the_help_shows_the_names(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: moon2 augment INPUT... OUTPUT [options]\n")
 
 
 def test_the_command_takes_a_folder_and_what_a_shell_makes_of_a_glob(shards, tmp_path, capsys):
