@@ -46,7 +46,12 @@ class AugmentArguments:
         default="none",
         metadata={"help": "Model that scores pictures against titles: none, a CLIP-like model or a MOON2.0 model."},
     )
-    score_threshold: float = field(default=0.2, metadata={"help": "A variant that scores lower is dropped."})
+    score_threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "A variant that scores lower is dropped, whatever its original scores; for CLIP, such as 0.2."
+        },
+    )
     score_margin: float = field(
         default=0.05, metadata={"help": "A variant that scores lower than its original by more is dropped."}
     )

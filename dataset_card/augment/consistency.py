@@ -160,16 +160,16 @@ def image_features(model: PreTrainedModel, processor: ProcessorMixin, images: li
     return model.get_image_features(**processor(images=images, return_tensors="pt").to(model.device)).pooler_output
 
 
-def keep_consistent(original: np.ndarray, variants: np.ndarray, threshold: float, margin: float) -> Verdict:
+def keep_consistent(original: np.ndarray, variants: np.ndarray, threshold: float | None, margin: float) -> Verdict:
     """Decide which variants still show what the title says.
 
     Args:
         original: (N,) scores of the original pictures; one that is NaN drops nothing.
         variants: (N, K) scores of the variants; NaN where there is none, which is neither kept nor dropped.
-        threshold: a variant under it is dropped.
+        threshold: a variant under it is dropped; None for no such limit.
         margin: a variant that is worse than its original by more than this is dropped.
     """
     made = ~np.isnan(variants)
-    under_threshold = made & (variants < threshold)
+    under_threshold = made & (variants < (-np.inf if threshold is None else threshold))
     under_original = made & ~under_threshold & (variants < original[:, None] - margin)
     return Verdict(made & ~under_threshold & ~under_original, under_threshold, under_original)

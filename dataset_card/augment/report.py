@@ -56,6 +56,18 @@ def counts_of(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return report
 
 
+def hints(report: Mapping[str, Any]) -> list[str]:
+    """What looks wrong in a run, each with the way out."""
+    found = []
+    made, dropped = _rows(report, "made"), _rows(report, "dropped")
+    if dropped > made / 2:
+        found.append(
+            f"{dropped:,} of {made:,} variants were dropped: look at them and at the mean scores; a larger "
+            "--score_margin, or a lower --score_threshold where one is given, keeps more"
+        )
+    return found
+
+
 def markdown(report: Mapping[str, Any], name: str) -> str:
     """The report for people.
 
@@ -64,6 +76,7 @@ def markdown(report: Mapping[str, Any], name: str) -> str:
         name: of the file or folder that was written.
     """
     lines = [f"# {name}", "", f"{report['products']:,} products in {report['seconds']:,} s.", ""]
+    lines += [line for hint in hints(report) for line in (f"- **{hint}**", "")]
     if len(report["files"]) > 1 or report["left_out"]:
         lines += ["## Files", "", "| | rows |", "|---|---|"]
         lines += [f"| {_cell(file)} | {rows:,} |" for file, rows in report["files"].items()]
@@ -92,20 +105,22 @@ def markdown(report: Mapping[str, Any], name: str) -> str:
 
 def summary(report: Mapping[str, Any], page: Path, sheet: Path) -> str:
     """A few lines on what was done and where to look."""
-
-    def rows(name: str) -> int:
-        return sum(found["rows"] for found in report[name].values())
-
     enriched = report["title"].get("enriched", {"rows": 0})["rows"]
+    made, dropped, rejected = (f"{_rows(report, group):,}" for group in ("made", "dropped", "rejected"))
     lines = [
-        f"{report['products']:,} products: {enriched:,} titles enriched, {rows('rejected'):,} rejected; "
-        f"{rows('made'):,} variants made, {rows('dropped'):,} dropped; {report['core_regions']:,} boxes"
+        f"{report['products']:,} products: {enriched:,} titles enriched, {rejected} rejected; "
+        f"{made} variants made, {dropped} dropped; {report['core_regions']:,} boxes"
     ]
     if unreadable := report["unreadable_images"]["rows"]:
         lines.append(f"note: {unreadable:,} pictures cannot be read; their products came out without variants")
-    if failed := rows("failed"):
+    if failed := _rows(report, "failed"):
         lines.append(f"note: models failed {failed:,} times; the report says at what, and why")
+    lines += [f"note: {hint}" for hint in hints(report)]
     return "\n".join([*lines, f"look at {page} and {sheet.name}"])
+
+
+def _rows(report: Mapping[str, Any], group: str) -> int:
+    return sum(found["rows"] for found in report[group].values())
 
 
 def draw_sheet(files: Sequence[Path], path: Path, name: str, max_side: int) -> None:

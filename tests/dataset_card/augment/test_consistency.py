@@ -99,3 +99,11 @@ def test_what_is_dropped_and_why():
     assert verdict.kept.tolist() == [[True, False, False], [True, False, True], [True, False, False]]
     assert verdict.under_threshold.tolist() == [[False, True, False], [False, False, False], [False, True, False]]
     assert verdict.under_original.tolist() == [[False, False, True], [False, False, False], [False, False, False]]
+
+
+def test_without_a_threshold_the_original_alone_decides():
+    original = np.array([0.1, np.nan], dtype=np.float32)  # as SigLIP scores a picture of what the title says
+    variants = np.array([[0.09, 0.02, -0.5], [-0.9, np.nan, 0.1]], dtype=np.float32)
+    verdict = keep_consistent(original, variants, threshold=None, margin=0.05)
+    assert verdict.kept.tolist() == [[True, False, False], [True, False, True]]
+    assert not verdict.under_threshold.any() and verdict.under_original.tolist() == [[False, True, True], [False] * 3]

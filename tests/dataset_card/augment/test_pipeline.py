@@ -186,6 +186,18 @@ def test_models_take_part(shop, tmp_path, qwen, tiny):
     ]
 
 
+def test_a_scorer_whose_cosines_are_small_keeps_what_is_as_good_as_its_original(shop, tmp_path, tiny_dual_encoder):
+    model, processor = tiny_dual_encoder("siglip")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "scorer")
+    report = augment(
+        arguments(shop, tmp_path / "out.parquet", limit=4, scorer=str(tmp_path / "scorer"), kinds=["light"],
+                  score_margin=0.5, device="cpu"), progress=False,
+    )  # fmt: skip
+    assert abs(report["mean_score"]["originals"]) < 0.2  # as for real SigLIP models
+    assert report["dropped"] == {} and report["made_from"]["score_threshold"] is None
+
+
 def test_single_failures_of_models_are_counted_with_their_reason(shop, tmp_path, qwen, tiny):
     rows = pq.read_table(shop).slice(0, 4).to_pylist()
     picture = io.BytesIO()
