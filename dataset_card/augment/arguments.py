@@ -31,6 +31,9 @@ class AugmentArguments:
         metadata={"help": "Who writes enriched titles. template: no model; vlm: the model of --vlm; none."},
     )
     vlm: str | None = field(default=None, metadata={"help": "Image-text-to-text model, a folder or Hub id."})
+    thinking_tokens: int = field(
+        default=0, metadata={"help": "Tokens that the model of --vlm may spend on thoughts before an answer."}
+    )
     spacy: str | None = field(default=None, metadata={"help": "spaCy pipeline that finds further entities."})
     variants: int = field(default=3, metadata={"help": "Variants of a product's first picture."})
     kinds: list[str] = field(default_factory=lambda: list(KINDS), metadata={"help": "Kinds of variants."})
@@ -82,7 +85,15 @@ class AugmentArguments:
             raise ValueError(f"editor={self.editor!r}; give none or diffusers:ID")
         if self.vlm is None and "vlm" in (self.enricher, self.core_region):
             raise ValueError("enricher or core_region is vlm; give the model with --vlm ID")
-        least = {"variants": 0, "edits": 0, "max_side": 32, "workers": 0, "batch_rows": 1, "limit": 1}
+        least = {
+            "thinking_tokens": 0,
+            "variants": 0,
+            "edits": 0,
+            "max_side": 32,
+            "workers": 0,
+            "batch_rows": 1,
+            "limit": 1,
+        }
         for name, smallest in least.items():
             if (value := getattr(self, name)) is not None and value < smallest:
                 raise ValueError(f"{name}={value}; give {smallest} or more")

@@ -108,12 +108,13 @@ def parse_box(answer: str, width: float, height: float) -> list[float]:
     """The largest usable box in a model's answer.
 
     Args:
-        answer: JSON, perhaps in a code fence, with words around it, or cut short.
+        answer: JSON, perhaps in a code fence, with words around it, behind thoughts, or cut short.
         width, height: what the numbers count up to.
 
     Returns:
         [left, top, right, bottom] in shares; [] if there is none.
     """
+    answer = answer.rpartition("</think>")[2]
     found = [_checked(_in_shares(numbers, width, height)) for numbers in _boxes(answer)]
     return max((box for box in found if box), key=_area, default=[])
 

@@ -31,6 +31,7 @@ _LABEL = re.compile(  # "Here is the title:", "New title:"
     r"(?:title|titel|titre|t\u00edtulo|titolo|\u6807\u9898|\u6a19\u984c|\u30bf\u30a4\u30c8\u30eb))\s*[:\uff1a]",
     re.IGNORECASE,
 )
+TOKENS_OF_WORD, SPARE_TOKENS = 3, 32  # of a title; words of shops are rare ones, which tokenizers cut up
 FACT_NAMES = {"audience": "for", "use": "use", "noun": "kind"}
 
 
@@ -87,7 +88,8 @@ class VlmEnricher:
             images: of each product, for the model to look at.
 
         Returns:
-            N titles; "" where the answer holds none, or the model failed, for the reason in `vlm.failures.reasons`.
+            N titles; "" where the answer holds none, was cut and so is in `vlm.cut`, or the model failed, for the
+            reason in `vlm.failures.reasons`.
 
         Raises:
             ValueError: the model fails at every product.
@@ -95,7 +97,9 @@ class VlmEnricher:
         images = [[]] * len(products) if images is None else images
         found = product_entities(products, self.lexicon, self.spacy)
         prompts = [build_prompt(p, e, bool(i)) for p, e, i in zip(products, found, images, strict=True)]
-        return [clean_line(answer) for answer in self.vlm.generate(prompts, images)]
+        lengths = [TOKENS_OF_WORD * most_words(product) + SPARE_TOKENS for product in products]
+        answers = self.vlm.generate(prompts, images, lengths)
+        return ["" if row in self.vlm.cut else clean_line(answer) for row, answer in enumerate(answers)]
 
 
 def product_entities(
@@ -130,14 +134,23 @@ def build_prompt(product: Mapping[str, Any], entities: Sequence[Entity], with_pi
     for entity in entities:
         if entity.source in TRUSTED or entity.kind in ("material", "pattern"):
             facts.setdefault(FACT_NAMES.get(entity.kind, entity.kind), []).append(_one_line(entity.value))
-    title = _one_line(text_of(product.get("title")))[: 2 * MAX_CHARACTERS]
+    title = _title(product)
     return PROMPT.format(
         title=title or "(none)",
         facts="".join(f"{name}: {', '.join(values[:5])}\n" for name, values in facts.items()),
-        words=max(16, len(tokens(title)) + 10),
+        words=most_words(product),
         in_pictures=" in the picture" if with_pictures else "",
         from_pictures=" Shape and pattern may also come from the picture." if with_pictures else "",
     )
+
+
+def most_words(product: Mapping[str, Any]) -> int:
+    """How many words the new title of a product may have.
+
+    Args:
+        product: a row in `PRODUCT_FEATURES`.
+    """
+    return max(16, len(tokens(_title(product))) + 10)
 
 
 def clean_line(answer: str) -> str:
@@ -149,7 +162,7 @@ def clean_line(answer: str) -> str:
     Returns:
         One line; "" if there is none.
     """
-    answer = re.sub(r"<think>.*?(?:</think>|$)", "", answer, flags=re.DOTALL)
+    answer = answer.rpartition("</think>")[2].partition("<think>")[0]  # a prompt may have opened the thoughts
     for line in answer.splitlines():
         line = re.sub(r"^\s*(?:#+\s|[-*\u2022>]\s|\d+[.)]\s|```\w*)", "", _one_line(line))
         line = re.sub(r"\*\*|__|`", "", line).strip()
@@ -159,6 +172,10 @@ def clean_line(answer: str) -> str:
         if line and not line.endswith((":", "\uff1a")):
             return line
     return ""
+
+
+def _title(product: Mapping[str, Any]) -> str:
+    return _one_line(text_of(product.get("title")))[: 2 * MAX_CHARACTERS]
 
 
 def _one_line(text: str) -> str:

@@ -65,6 +65,13 @@ def hints(report: Mapping[str, Any]) -> list[str]:
             f"{dropped:,} of {made:,} variants were dropped: look at them and at the mean scores; a larger "
             "--score_margin, or a lower --score_threshold where one is given, keeps more"
         )
+    for group, what in (("title", "titles"), ("box", "boxes")):
+        cut = report[group].get("the answer was cut", {"rows": 0})["rows"]
+        if cut > _rows(report, group) / 10:
+            found.append(
+                f"{cut:,} answers of the model about {what} were cut before their end and left out: where it thinks "
+                "first, give it room with --thinking_tokens, such as 1024"
+            )
     return found
 
 

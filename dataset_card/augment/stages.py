@@ -57,7 +57,11 @@ class Stages:
     def __init__(self, arguments: AugmentArguments, lexicon: Lexicon | None, workers: Executor) -> None:
         self.arguments, self.lexicon, self.workers = arguments, lexicon, workers
         device = arguments.device
-        self.vlm = None if arguments.vlm is None else VisionLanguageModel(arguments.vlm, device)
+        self.vlm = (
+            None
+            if arguments.vlm is None
+            else VisionLanguageModel(arguments.vlm, device, thinking_tokens=arguments.thinking_tokens)
+        )
         spacy = None if arguments.spacy is None else SpacyEntities(arguments.spacy)
         self.enricher = None
         if arguments.enricher == "template":
@@ -241,6 +245,8 @@ class Stages:
             if row in failed:
                 tally.add("title: the model failed")
                 _count_failure(tally, "title", product, failed[row])
+            elif by_vlm and row in self.vlm.cut:
+                tally.add("title: the answer was cut", f"product {product['product_id']}")
             elif not title and by_vlm:
                 tally.add("title: none in the answer", f"product {product['product_id']}")
             elif not title:
@@ -268,6 +274,7 @@ class Stages:
         )
         regions: list[list[float]] = [[] for _ in products]
         failed = {rows[item]: reason for item, reason in self.vlm.failures.reasons.items()}
+        cut = {rows[item] for item in self.vlm.cut}
         tally.add("box: no picture", rows=len(products) - len(rows))
         for row, box in zip(rows, boxes, strict=True):
             regions[row] = box
@@ -277,7 +284,8 @@ class Stages:
             elif box:
                 tally.add("box: found")
             else:
-                tally.add("box: none in the answer", f"product {products[row]['product_id']}")
+                why = "the answer was cut" if row in cut else "none in the answer"
+                tally.add(f"box: {why}", f"product {products[row]['product_id']}")
         return regions
 
 

@@ -28,7 +28,11 @@ class VisionLanguageModel:
         dtype: of the weights and the computation, a torch dtype or its name; "auto" is bfloat16 on an accelerator and
             float32 on a CPU.
         batch_size: prompts at a time.
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer, where `generate` is not told.
+        thinking_tokens: for what a model writes before its answer, beside those of the answer.
+
+    Attributes:
+        cut: of the latest call, numbers of the prompts whose answers were not at their end after so many tokens.
 
     Raises:
         ValueError: there is no such model, it is of another kind, or its processor cannot be made.
@@ -46,12 +50,14 @@ class VisionLanguageModel:
         dtype: str | torch.dtype = "auto",
         batch_size: int = 8,
         max_new_tokens: int = 64,
+        thinking_tokens: int = 0,
     ) -> None:
         if batch_size < 1 or max_new_tokens < 1:
             raise ValueError(f"batch_size={batch_size}, max_new_tokens={max_new_tokens}; give 1 or more")
         self.device = torch.device(device or _accelerator())
         self.batch_size = batch_size
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens, self.thinking_tokens = max_new_tokens, thinking_tokens
+        self.cut: set[int] = set()
         self.failures = ModelFailures(f"vlm {model_id}")
         try:
             self.processor = load_processor(model_id)
@@ -72,12 +78,19 @@ class VisionLanguageModel:
         self.greedy = copy.deepcopy(model.generation_config)
         self.greedy.update(
             do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, min_p=None, max_length=None,
-            max_new_tokens=max_new_tokens, pad_token_id=self.tokenizer.pad_token_id,
+            forced_eos_token_id=None, pad_token_id=self.tokenizer.pad_token_id,
         )  # fmt: skip
+        if self.greedy.eos_token_id is None:
+            self.greedy.eos_token_id = self.tokenizer.eos_token_id
         control = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
         self._control_tokens = re.compile("|".join(map(re.escape, control)) or r"(?!)")
 
-    def generate(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[str]:
+    def generate(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Image.Image]],
+        max_new_tokens: Sequence[int] | None = None,
+    ) -> list[str]:
         """Answer every prompt.
 
         A batch that fails is tried again item by item. An item that fails alone is answered "", and
@@ -87,16 +100,19 @@ class VisionLanguageModel:
         Args:
             prompts: N texts.
             images: N lists of pictures, which the prompt is about; a list may be empty.
+            max_new_tokens: N lengths of the longest answers; None for that of the model.
 
         Returns:
-            N answers without prompt and control tokens, in the order of the prompts.
+            N answers without prompt and control tokens, in the order of the prompts. Those of `cut` are what there
+            was of them.
 
         Raises:
             ValueError: there are not as many lists of pictures as prompts, or the model fails at every item.
         """
         if len(prompts) != len(images):
             raise ValueError(f"{len(prompts)} prompts but pictures for {len(images)}; give one list for each prompt")
-        answers = [""] * len(prompts)
+        answers, self.cut = [""] * len(prompts), set()
+        longest = [self.max_new_tokens] * len(prompts) if max_new_tokens is None else max_new_tokens
         window = self.batch_size * BATCHES_PER_WINDOW
         with self.failures.batch():
             for start in range(0, len(prompts), window):
@@ -106,29 +122,39 @@ class VisionLanguageModel:
                 without = [row for row in rows if not len(images[row])]  # many processors take no batch of both
                 for kind in (with_pictures, without):
                     for first in range(0, len(kind), self.batch_size):
-                        self._answer(kind[first : first + self.batch_size], prompts, images, answers)
+                        self._answer(kind[first : first + self.batch_size], prompts, images, longest, answers)
         return answers
 
     def _answer(
-        self, rows: list[int], prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], answers: list[str]
+        self,
+        rows: list[int],
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Image.Image]],
+        longest: Sequence[int],
+        answers: list[str],
     ) -> None:
         try:
-            texts = self._batch([prompts[row] for row in rows], [images[row] for row in rows])
+            found = self._batch(*([of_all[row] for row in rows] for of_all in (prompts, images, longest)))
         except Exception as error:  # whatever a model's own code raises; it must not cost a run of days
             if len(rows) == 1:
                 self.failures.failure(rows[0], error)
                 return
-            texts = None
-        if texts is None:  # out of the except clause, which holds on to the failed batch's memory
+            found = None
+        if found is None:  # out of the except clause, which holds on to the failed batch's memory
             for row in rows:
-                self._answer([row], prompts, images, answers)
+                self._answer([row], prompts, images, longest, answers)
             return
         self.failures.success(len(rows))
-        for row, text in zip(rows, texts, strict=True):
+        for row, (text, is_cut) in zip(rows, found, strict=True):
             answers[row] = text
+            if is_cut:
+                self.cut.add(row)
 
     @torch.inference_mode()
-    def _batch(self, prompts: list[str], images: list[Sequence[Image.Image]]) -> list[str]:
+    def _batch(
+        self, prompts: list[str], images: list[Sequence[Image.Image]], longest: list[int]
+    ) -> list[tuple[str, bool]]:
+        """The answers of a batch, each with whether it is cut; they are the same in any other batch."""
         pictures = [[image.convert("RGB") for image in of_item] for of_item in images]
         prompts = [self._control_tokens.sub(lambda found: " ".join(found.group()), prompt) for prompt in prompts]
         options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
@@ -144,10 +170,16 @@ class VisionLanguageModel:
         for name, value in inputs.items():
             if torch.is_tensor(value) and value.is_floating_point():
                 inputs[name] = value.to(self.model.dtype)
+        longest = [tokens + self.thinking_tokens for tokens in longest]
+        self.greedy.max_new_tokens = max(longest)
         output = self.model.generate(**inputs, generation_config=self.greedy)
-        start = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        texts = self.tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        start = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        answers = [tokens[:most] for tokens, most in zip(output[:, start:].tolist(), longest, strict=True)]
+        end = self.greedy.eos_token_id
+        ends = {self.greedy.pad_token_id, *(end if isinstance(end, list) else [end])}  # the last token of a whole one
+        cut = [len(tokens) == most and tokens[-1] not in ends for tokens, most in zip(answers, longest, strict=True)]
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [(text.strip(), is_cut) for text, is_cut in zip(texts, cut, strict=True)]
 
     def _chat(self, prompt: str, num_images: int) -> str:
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]

@@ -61,7 +61,9 @@ def vlm(tiny, tmp_path_factory):
     ).save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return VisionLanguageModel(str(folder), device="cpu", batch_size=2, max_new_tokens=6)
+    vlm = VisionLanguageModel(str(folder), device="cpu", batch_size=2, max_new_tokens=90)
+    vlm.greedy.eos_token_id = list(range(0, len(tokenizer), 2))  # or random weights would never end an answer
+    return vlm
 
 
 def test_the_template_takes_no_pictures_and_keeps_the_order_of_products(lexicon, make_image):
@@ -112,6 +114,15 @@ def test_a_model_answers_from_prompt_and_picture(lexicon, vlm, make_image):
     assert enricher.enrich(rows[:1]) == [clean_line(blind[0])]
 
 
+def test_a_title_has_room_for_all_its_words_and_one_that_is_cut_is_left_out(lexicon, vlm, monkeypatch):
+    long = product("Lumo mug " + "rain storm hood city bike " * 7)
+    monkeypatch.setattr(vlm.greedy, "eos_token_id", vlm.processor.image_token_id)  # which none writes
+    assert VlmEnricher(vlm, lexicon).enrich([long]) == [""] and vlm.cut == {0}
+    assert "at most 47 words" in build_prompt(long, (), with_pictures=False)
+    assert vlm.greedy.max_new_tokens == 3 * 47 + 32
+    assert vlm.generate(["Lumo mug"], [[]])[0]  # whoever else asks may use what there was
+
+
 def test_a_product_that_the_model_cannot_read_is_empty_and_counted(lexicon, vlm, make_image):
     rows = [product("Lumo mug"), product("Nordvik mug")]
     thin = Image.new("RGB", (4000, 2))  # the image processor refuses such a shape
@@ -131,6 +142,7 @@ def test_a_product_that_the_model_cannot_read_is_empty_and_counted(lexicon, vlm,
         ("# Lumo Red Mug", "Lumo Red Mug"),
         ("```\nLumo Red Mug\n```", "Lumo Red Mug"),
         ("<think>Red? It is\nred.</think>Lumo Red Mug", "Lumo Red Mug"),
+        ("The title is\nLumo mug.\n</think>\n\nLumo Red Mug", "Lumo Red Mug"),
         ("<think>and so on", ""),
         ("1. Lumo 1.5 l Mug", "Lumo 1.5 l Mug"),
         ("1.5 l Lumo Mug", "1.5 l Lumo Mug"),

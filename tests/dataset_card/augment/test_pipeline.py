@@ -174,6 +174,7 @@ def test_models_take_part(shop, tmp_path, qwen, tiny):
         found["rows"] for found in kept["dropped"].values()
     )
     assert sum(found["rows"] for found in (kept["title"] | kept["rejected"]).values()) == 10
+    assert kept["title"]["the answer was cut"]["rows"] == 10  # random weights end no answer
     assert -1 < kept["mean_score"]["originals"] < 1 and -1 < kept["mean_score"]["variants"] < 1
     none = augment(
         arguments(shop, tmp_path / "none.parquet", limit=10, score_threshold=1.1, device="cpu", **options),

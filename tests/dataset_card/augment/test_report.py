@@ -24,3 +24,11 @@ def test_a_run_that_drops_most_of_its_variants_is_told_of():
     assert hint.startswith("6 of 10 variants were dropped: ") and "--score_margin" in hint
     assert f"- **{hint}**" in markdown(many, "out") and "**" not in markdown(few, "out")
     assert f"note: {hint}\n" in summary(many, Path("out.md"), Path("out.png"))
+
+
+def test_a_model_whose_answers_are_cut_is_told_of():
+    assert hints(report_of(title__the_answer_was_cut=1, title__enriched=9)) == []
+    (hint,) = hints(report_of(title__the_answer_was_cut=2, title__enriched=8))
+    assert hint.startswith("2 answers of the model about titles were cut") and "--thinking_tokens" in hint
+    (hint,) = hints(report_of(box__the_answer_was_cut=2))
+    assert "about boxes" in hint

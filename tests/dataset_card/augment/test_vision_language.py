@@ -73,12 +73,38 @@ def test_the_pictures_are_looked_at(vlm, make_image):
     assert len(set(answers)) > 1
 
 
+def new_tokens(vlm, prompt, images) -> torch.Tensor:
+    """The first eight tokens of an answer."""
+    chat = vlm._chat(prompt, len(images))
+    inputs = vlm.processor(text=[chat], images=[images] if images else None, return_tensors="pt")
+    return vlm.model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+
+
 def test_the_answer_is_new_text_without_prompt_and_control_tokens(vlm, pictures, alone):
-    inputs = vlm.processor(text=[vlm._chat("red mug", 1)], images=[pictures[0]], return_tensors="pt")
-    output = vlm.model.generate(**inputs, do_sample=False, max_new_tokens=8)
-    new = output[0, inputs["input_ids"].shape[1] :]
+    new = new_tokens(vlm, "red mug", pictures[0])
     assert len(new) == 8
     assert alone[0] == vlm.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def test_an_answer_that_is_not_at_its_end_is_told_in_any_batch(qwen, vlm, pictures, alone):
+    lengths = [8, 3, 8, 2, 5, 8, 1]
+    ends = VisionLanguageModel(str(qwen), device="cpu", batch_size=3)
+    ends.greedy.eos_token_id = [
+        new_tokens(vlm, PROMPTS[0], pictures[0])[3].item(),  # early
+        new_tokens(vlm, PROMPTS[3], [])[lengths[3] - 1].item(),  # on the last token of its length
+    ]
+    expected, cut = [], set()
+    for row, (prompt, images, length) in enumerate(zip(PROMPTS, pictures, lengths, strict=True)):
+        expected += ends.generate([prompt], [images], [length])
+        cut |= {row} if ends.cut else set()
+    assert 0 < len(cut) < 7 and not {0, 3} & cut
+    assert ends.generate(PROMPTS, pictures, lengths) == expected and ends.cut == cut
+    ends.thinking_tokens = 6
+    longer = ends.generate(PROMPTS, pictures, [2] * 7)
+    ends.thinking_tokens = 0
+    assert longer == ends.generate(PROMPTS, pictures, [8] * 7)
+    assert vlm.generate(PROMPTS, pictures) == alone and vlm.cut == set(range(7))
+    assert ends.generate([], []) == [] and ends.cut == set()
 
 
 def test_an_item_that_fails_alone_is_recorded_and_loses_no_other(vlm, pictures, alone, make_image):
