@@ -22,7 +22,8 @@ PROMPT = (
 )
 LEAST_AREA = 0.01  # share of the picture; a smaller box is no product
 MOST_AREA = 0.98  # a larger one would only repeat the picture
-RELATIVE = 1000  # Qwen3-VL counts in thousandths of the picture
+RELATIVE = 1000  # Qwen2-VL, Qwen3-VL and most others count in thousandths of the picture
+IN_PIXELS = ("qwen2_5_vl",)  # model types that count in pixels, of the picture as it is resized for them
 
 
 def subject_box(subject: Subject) -> list[float]:
@@ -70,19 +71,11 @@ class GroundingDetector:
     """Asks a vision-language model where the product is.
 
     Args:
-        vlm: the model.
-        coordinates: what its numbers are. "relative": thousandths of the picture, as in Qwen3-VL; "pixels": as in
-            Qwen2.5-VL.
-
-    Raises:
-        ValueError: `coordinates` is neither.
+        vlm: the model; its type says what the numbers of its answers are.
     """
 
-    def __init__(self, vlm: VisionLanguageModel, coordinates: str = "relative") -> None:
-        if coordinates not in ("relative", "pixels"):
-            raise ValueError(f"coordinates={coordinates!r}; give relative or pixels")
+    def __init__(self, vlm: VisionLanguageModel) -> None:
         self.vlm = vlm
-        self.coordinates = coordinates
 
     def boxes(self, images: Sequence[Image.Image], titles: Sequence[str]) -> list[list[float]]:
         """The product's box in every picture.
@@ -100,8 +93,13 @@ class GroundingDetector:
         """
         prompts = [PROMPT.format(title=" ".join(title.split())) for title in titles]
         answers = self.vlm.generate(prompts, [[image] for image in images])
-        sizes = [image.size if self.coordinates == "pixels" else (RELATIVE, RELATIVE) for image in images]
-        return [parse_box(answer, *size) for answer, size in zip(answers, sizes, strict=True)]
+        in_pixels = self.vlm.model.config.model_type in IN_PIXELS
+        boxes = []
+        for image, answer in zip(images, answers, strict=True):
+            # a picture that the model failed at, and so has no answer, may have no size for it
+            width, height = self.vlm.resized(image) if in_pixels and answer else (RELATIVE, RELATIVE)
+            boxes.append(parse_box(answer, width, height))
+        return boxes
 
 
 def parse_box(answer: str, width: float, height: float) -> list[float]:

@@ -125,6 +125,13 @@ class VisionLanguageModel:
                         self._answer(kind[first : first + self.batch_size], prompts, images, longest, answers)
         return answers
 
+    def resized(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height, in pixels, of a picture as a Qwen-VL model sees it."""
+        image_processor = self.processor.image_processor
+        grid = image_processor(images=[image.convert("RGB")], return_tensors="pt")["image_grid_thw"]  # (1, 3)
+        _, rows, columns = (grid[0] * image_processor.patch_size).tolist()
+        return columns, rows
+
     def _answer(
         self,
         rows: list[int],
