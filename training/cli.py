@@ -24,7 +24,7 @@ class Verb(NamedTuple):
 VERBS = {
     "build-dataset": Verb("moon2_dataset.build.builder:main", "make products and queries of a shop's own files"),
     "augment": Verb("moon2_dataset.augment.pipeline:main", "enrich titles and expand pictures of training products"),
-    "render": Verb("moon2_dataset.demo_catalogue:main", "draw a shop with known truth, and noise on purpose"),
+    "render": Verb("moon2_dataset.render_command:main", "draw a shop with known truth, and noise on purpose"),
     "convert": Verb("moon2_training.convert:main", "make a MOON2.0 encoder of a dense Qwen3-VL checkpoint"),
     "adapt": Verb("moon2_training.adapt:main", "train a generative Qwen3-VL on products before it is converted"),
     "validate": Verb("moon2_training.validate:main", "look through a data set and a recipe before a long run"),

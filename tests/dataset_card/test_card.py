@@ -11,7 +11,7 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard
 from PIL.Image import Image as Picture
 
-from moon2_dataset import PRODUCT_FEATURES, demo_catalogue, load_product_queries
+from moon2_dataset import PRODUCT_FEATURES, load_product_queries, render_command
 from moon2_dataset.card import MEANINGS, TASKS, size_category, write_dataset_card
 from moon2_dataset.data_files import data_files
 
@@ -203,7 +203,7 @@ def render(folder: Path, **options: str) -> Path:
     words = shlex.split(command)
     for name, value in options.items():
         words[words.index(f"--{name}") + 1] = value
-    demo_catalogue.main([str(folder), *words[1:]])
+    render_command.main([str(folder), *words[1:]])
     shutil.copy(OWN, folder)
     return folder
 
