@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from moon2_dataset.build.mapping import IMAGE_SUFFIXES
+from moon2_dataset.build.column_sample import IMAGE_SUFFIXES
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 CHUNK = 1 << 20
