@@ -38,7 +38,7 @@ _PART_OF_HUB_NAME = re.compile(r"[\w.-]{1,96}", re.ASCII)
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a catalogue is read.
+    """How much of a catalogue is read: by default as much as a stranger may ask for. None is no limit.
 
     Args:
         rows: products; what comes after is left out, with an error that says so.
@@ -49,10 +49,10 @@ class Limits:
         pixels: of a picture; one with more is not decoded.
     """
 
-    rows: int = 100_000
-    file_bytes: int = 512 << 20
-    unpacked_bytes: int = 4 << 30
-    files: int = 100_000
+    rows: int | None = 100_000
+    file_bytes: int | None = 512 << 20
+    unpacked_bytes: int | None = 4 << 30
+    files: int | None = 100_000
     ratio: int = 200
     pixels: int = 50_000_000
 
@@ -110,7 +110,7 @@ class CatalogueSource:
             self.close()
             raise
         self.num_rows = self._source.num_rows
-        if self.num_rows is not None:
+        if self.num_rows is not None and limits.rows is not None:
             self.num_rows = min(self.num_rows, limits.rows)
 
     def __enter__(self) -> CatalogueSource:
@@ -135,7 +135,7 @@ class CatalogueSource:
         mapping = self._source.mapping
         rows = (row for batch in self._source.batches(size=100) for row in batch)
         for count, row in enumerate(rows):
-            if count >= self.limits.rows:
+            if self.limits.rows is not None and count >= self.limits.rows:
                 message = f"over {self.limits.rows:,} rows; the rest is left out: give the catalogue in parts"
                 self.errors.append(RowError(row.number, "", message))
                 self.is_cut = True
@@ -190,7 +190,7 @@ class CatalogueSource:
 
     def _check_size(self, file: Path) -> None:
         size, most = file.stat().st_size, self.limits.file_bytes
-        if size > most:
+        if most is not None and size > most:
             raise ValueError(f"{file.name}: {size >> 20:,} MB; give a file of at most {most >> 20:,} MB")
         suffixes = [suffix.casefold() for suffix in file.suffixes[-2:]]
         if suffixes[-1:] == [".zip"]:
@@ -200,9 +200,8 @@ class CatalogueSource:
             raise ValueError(
                 f"{file.name}: no known format; give {', '.join(FORMATS)} (text files may be .gz) or .zip"
             )
-        unpacked = _gzip_size(file, self.limits.unpacked_bytes) if packed else _parquet_size(file)
-        if unpacked > self.limits.unpacked_bytes:
-            most = self.limits.unpacked_bytes
+        most = self.limits.unpacked_bytes
+        if most is not None and (_gzip_size(file, most) if packed else _parquet_size(file)) > most:
             raise ValueError(f"{file.name}: unpacks to over {most >> 20:,} MB; give a smaller file, or several")
 
 

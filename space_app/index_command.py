@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .index_manifest import OtherEncoderError
 from .product_table import ProductTable, check_files, naming_damage
 
 SHOWN_ERRORS = 10
+OWNER_LIMITS = Limits(rows=None, file_bytes=None, unpacked_bytes=None, files=None)  # of who runs the command
 
 
 @dataclass
@@ -59,7 +60,7 @@ class IndexArguments:
         metadata={"help": "Folder where relative image paths start; pictures outside it are not read. The folder of "
                   "the catalogue if not given."},
     )  # fmt: skip
-    max_rows: int = field(default=100_000, metadata={"help": "Products to read at most."})
+    max_rows: int | None = field(default=None, metadata={"help": "Products to read at most; all if not given."})
     prune: bool = field(
         default=False, metadata={"help": "Delete products of the index that the catalogue no longer has."}
     )
@@ -85,7 +86,7 @@ class IndexArguments:
             raise ValueError("prune needs the catalogue that tells which products stay; give one")
         if self.vectors and not self.catalogue:
             raise ValueError("vectors are for the products of a catalogue; give one")
-        if self.max_rows < 1:
+        if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows={self.max_rows}; give 1 or more")
         if self.image_root is not None and not Path(self.image_root).is_dir():
             raise ValueError(f"image_root={self.image_root} is no folder")
@@ -173,7 +174,7 @@ def add_catalogue(arguments: IndexArguments, folder: CatalogueFolder, index: Cat
     """
     given = parse_columns("columns", arguments.columns)
     root = arguments.image_root and Path(arguments.image_root)
-    limits = Limits(rows=arguments.max_rows)
+    limits = replace(OWNER_LIMITS, rows=arguments.max_rows)
     with CatalogueSource(arguments.catalogue, folder.scratch, given, root, limits) as source:
         print("\n".join(source.explain()))
         there: set[str] = set()
@@ -189,8 +190,11 @@ def add_catalogue(arguments: IndexArguments, folder: CatalogueFolder, index: Cat
         f"{changes.encoded:,} encoded"
     )
     _tell_errors(errors, arguments.errors)
-    if arguments.prune and source.is_cut:
-        print("nothing deleted, for the catalogue was not read to its end; raise --max_rows")
+    if source.is_cut:
+        kept = ", and nothing deleted" if arguments.prune else ""
+        print(
+            f"not all of the catalogue was read{kept}, for it has over {arguments.max_rows:,} rows; raise --max_rows"
+        )
     elif arguments.prune:
         kept = there | {error.product_id for error in errors}  # a row that cannot be read now is no reason to delete
         print(f"{index.delete(set(index.ids()) - kept):,} products deleted that the catalogue no longer has")

@@ -210,8 +210,9 @@ class LiveCatalogue:
                 f"{changes.added:,} added, {changes.replaced:,} replaced, {changes.unchanged:,} as before; "
                 f"{changes.encoded:,} encoded"
             )
-            if replace_all and source.is_cut:
-                told += "; nothing deleted, for the catalogue was not read to its end"
+            if source.is_cut:
+                told += f"; not all was read, for the catalogue has over {self.limits.rows:,} rows"
+                told += "; nothing deleted" if replace_all else ""
             elif replace_all and there and not changes.cancelled:
                 kept = there | {error.product_id for error in job.errors}  # unreadable now is no reason to delete
                 told += f"; {index.delete(set(index.ids()) - kept):,} deleted"

@@ -24,9 +24,9 @@ PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may ask for any me
 class ZipLimits(Protocol):
     """What `unpack` asks of limits; see `Limits`."""
 
-    files: int
+    files: int | None
     ratio: int
-    unpacked_bytes: int
+    unpacked_bytes: int | None
 
 
 def unpack(archive: Path, folder: Path, limits: ZipLimits) -> list[tuple[int, str]]:
@@ -41,15 +41,16 @@ def unpack(archive: Path, folder: Path, limits: ZipLimits) -> list[tuple[int, st
         (number of the entry, message) of each that was left out.
 
     Raises:
-        ValueError: it is no ZIP, or unpacks to more than the limits allow.
+        ValueError: it is no ZIP, or unpacks to more than the limits allow or the disk has room for.
     """
     refused: list[tuple[int, str]] = []
     try:
         with zipfile.ZipFile(archive) as opened:
             entries = opened.infolist()
-            if len(entries) > limits.files:
+            if limits.files is not None and len(entries) > limits.files:
                 raise ValueError(f"{archive.name}: {len(entries):,} files; give a ZIP of at most {limits.files:,}")
             _refuse_bombs(archive.name, entries, limits)
+            _refuse_what_has_no_room(archive.name, entries, folder)
             for number, entry in enumerate(entries):
                 if entry.filename.endswith("/"):  # of a folder
                     continue
@@ -70,14 +71,24 @@ def unpack(archive: Path, folder: Path, limits: ZipLimits) -> list[tuple[int, st
 
 
 def _refuse_bombs(name: str, entries: list[zipfile.ZipInfo], limits: ZipLimits) -> None:
-    if sum(entry.file_size for entry in entries) > limits.unpacked_bytes:
-        raise ValueError(f"{name}: unpacks to over {limits.unpacked_bytes >> 20:,} MB; give several smaller ones")
+    most = limits.unpacked_bytes
+    if most is not None and sum(entry.file_size for entry in entries) > most:
+        raise ValueError(f"{name}: unpacks to over {most >> 20:,} MB; give several smaller ones")
     for entry in entries:
         if entry.file_size > RATIO_FROM and entry.file_size > limits.ratio * max(1, entry.compress_size):
             raise ValueError(
                 f"{name}: {_shown(entry.filename)} unpacks to over {limits.ratio} times its packed size, as no "
                 "picture does; leave it out"
             )
+
+
+def _refuse_what_has_no_room(name: str, entries: list[zipfile.ZipInfo], folder: Path) -> None:
+    unpacked, free = sum(entry.file_size for entry in entries), shutil.disk_usage(folder).free
+    if unpacked > free:
+        raise ValueError(
+            f"{name}: unpacks to {unpacked >> 20:,} MB, and the disk has {free >> 20:,} MB left; make room, or give "
+            "several smaller ones"
+        )
 
 
 def _reason_against(entry: zipfile.ZipInfo) -> str:

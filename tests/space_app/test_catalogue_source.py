@@ -167,6 +167,9 @@ def test_limits(upload, scratch, make_image):
     )
     with pytest.raises(ValueError, match=r"a.parquet: unpacks to over 0 MB"):
         CatalogueSource(upload / "a.parquet", scratch, limits=Limits(unpacked_bytes=10_000))
+    for name, products in (("shop.csv", 50), ("bomb.csv.gz", 0), ("a.parquet", 100)):
+        without = Limits(rows=None, file_bytes=None, unpacked_bytes=None)
+        assert len(read(upload / name, scratch, limits=without)[0]) == products
     (upload / "a.jpg").write_bytes(jpeg(make_image, 1))
     (upload / "b.csv").write_text("id,title,image\n1,Mug,a.jpg\n")
     assert read(upload / "b.csv", scratch, limits=Limits(pixels=1000))[0][0]["images"] == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from datasets import Dataset
 
 from moon2_space.catalogue_folder import CatalogueFolder
-from moon2_space.index_command import main
+from moon2_space.catalogue_source import Limits
+from moon2_space.index_command import OWNER_LIMITS, IndexArguments, main
 from moon2_space.product_table import ProductTable
 from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue
 from moon2_training.mini import build_mini
@@ -65,8 +67,27 @@ def test_a_row_that_cannot_be_read_now_is_not_pruned(run, saved_model, catalogue
 def test_a_catalogue_over_the_limit_of_rows_prunes_nothing(run, saved_model, catalogue, tmp_path):
     run(catalogue, "--model", saved_model)
     printed = run(catalogue, "--prune", "true", "--max_rows", "2")
-    assert "nothing deleted, for the catalogue was not read to its end; raise --max_rows" in printed
+    assert "was read, and nothing deleted, for it has over 2 rows; raise --max_rows" in printed
     assert sorted(table(tmp_path).ids()) == ["1", "2", "4"]
+
+
+def test_a_limit_of_rows_that_cuts_is_told_at_the_end(run, saved_model, catalogue):
+    catalogue.write_text("id,title\n" + ",No id\n" * 20 + "1,Red mug\n2,Blue mug\n")
+    *_, told, summary = run(catalogue, "--model", saved_model, "--max_rows", "21").splitlines()
+    assert told == "not all of the catalogue was read, for it has over 21 rows; raise --max_rows"
+    assert summary.startswith("1 products in")
+    *_, told, summary = run(catalogue, "--max_rows", "22").splitlines()
+    assert "not all" not in told and summary.startswith("2 products in")
+
+
+def test_who_owns_the_machine_may_give_catalogues_of_any_size(run, saved_model, catalogue, tmp_path):
+    assert IndexArguments("shop.csv").max_rows is None
+    assert (OWNER_LIMITS.rows, OWNER_LIMITS.file_bytes, OWNER_LIMITS.unpacked_bytes, OWNER_LIMITS.files) == (None,) * 4
+    with open(tmp_path / "shop.zip", "wb") as file:
+        file.seek(Limits().file_bytes)  # a hole, as before the files in an archive that unpacks itself
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.write(catalogue, "shop.csv")
+    assert "3 added" in run(tmp_path / "shop.zip", "--model", saved_model)
 
 
 def test_another_model_needs_a_reindex(run, saved_model, catalogue, tiny_config, tmp_path):

@@ -47,8 +47,11 @@ def test_a_catalogue_that_is_over_the_limit_of_rows_deletes_nothing(models, shop
     catalogue = LiveCatalogue.open(folder, models[0], limits=Limits(rows=1))
     catalogue.put(shop.products.select(range(2)).to_list())
     job = catalogue.start_add(csv(tmp_path, "Green kettle", "Grey kettle"), replace_all=True)
-    assert job.wait(60) and job.message.endswith("nothing deleted, for the catalogue was not read to its end")
+    cut = "1 encoded; not all was read, for the catalogue has over 1 rows"
+    assert job.wait(60) and job.message.endswith(f"{cut}; nothing deleted")
     assert len(catalogue.now.index) == 3 and "over 1 rows" in job.errors[0].message
+    job = catalogue.start_add(csv(tmp_path, "Green cup", "Grey kettle"))
+    assert job.wait(60) and job.message.endswith(cut)
 
 
 def test_a_cancelled_addition_deletes_nothing(catalogue, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import struct
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,6 +70,16 @@ def test_a_bomb_is_refused_before_anything_is_written(tmp_path, inside):
     with pytest.raises(ValueError, match="2 files; give a ZIP of at most 1"):
         unpack(packed(tmp_path / "two.zip", [("a.jpg", b"1"), ("b.jpg", b"2")]), inside, Limits(files=1))
     assert everything(inside) == []
+
+
+def test_what_the_disk_has_no_room_for_is_not_begun(tmp_path, inside, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2 << 20))
+    archive = packed(tmp_path / "shop.zip", [("a.jpg", bytes(1 << 20)), ("b.jpg", bytes((1 << 20) + 1))])
+    no_limits = Limits(files=None, unpacked_bytes=None, ratio=2000)
+    with pytest.raises(ValueError, match=r"shop.zip: unpacks to 2 MB, and the disk has 2 MB left; make room"):
+        unpack(archive, inside, no_limits)
+    assert everything(inside) == []
+    assert unpack(packed(tmp_path / "less.zip", [("a.jpg", bytes(1 << 20))]), inside, no_limits) == []
 
 
 def test_a_size_that_lies_is_not_believed(tmp_path, inside):
