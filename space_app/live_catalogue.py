@@ -17,6 +17,7 @@ from .bundled_model import lasting_name, model_place
 from .catalogue_folder import CatalogueFolder
 from .catalogue_index import CatalogueIndex, Changes, fingerprint_of
 from .catalogue_source import CatalogueSource, Limits, RowError
+from .refreshed import Refreshed
 from .search import WORDS_WEIGHT, CatalogueSearch
 from .shared_encoder import SharedEncoder
 from .understand import CatalogueLabels
@@ -69,29 +70,35 @@ class Answering(NamedTuple):
         encoder: of it.
         hybrid: search that fuses words and vectors.
         vectors: search by vectors alone.
+        labels: of the catalogue.
+        average: of its vectors.
     """
 
     index: CatalogueIndex
     encoder: SharedEncoder
     hybrid: CatalogueSearch
     vectors: CatalogueSearch
+    labels: Refreshed[CatalogueLabels]
+    average: Refreshed[np.ndarray]
 
     @classmethod
     def of(cls, index: CatalogueIndex) -> Answering:
-        """Both searches of an index with its encoder."""
+        """Both searches of an index with its encoder, and what is derived from it."""
+
+        def labelled(labels: CatalogueLabels | None) -> CatalogueLabels:
+            if labels is None:
+                return CatalogueLabels(index.encoder, *index.labels())
+            labels.update(*index.labels())
+            return labels
+
         return cls(
             index,
             index.encoder,
             CatalogueSearch(index.encoder, index, WORDS_WEIGHT),
             CatalogueSearch(index.encoder, index, 0.0),
+            Refreshed(lambda: index.version, labelled),
+            Refreshed(lambda: index.version, lambda _: index.average()),
         )
-
-
-class _Derived(NamedTuple):
-    index: CatalogueIndex
-    version: int
-    labels: CatalogueLabels
-    average: np.ndarray
 
 
 class LiveCatalogue:
@@ -130,8 +137,6 @@ class LiveCatalogue:
                 raise ValueError(f"two models are called {model_name(place)!r}; rename the folder of one")
         self.job: Job | None = None
         self._now = Answering.of(index)
-        self._derived: _Derived | None = None
-        self._deriving = threading.Lock()
         self._starting = threading.Lock()
 
     @classmethod
@@ -174,12 +179,15 @@ class LiveCatalogue:
         return model_name(self._now.index.manifest["model"])
 
     def labels(self) -> CatalogueLabels:
-        """The category paths and attribute values that the catalogue knows."""
-        return self._of_this_version().labels
+        """The category paths and attribute values that the catalogue knows.
+
+        While another thread reads them anew, they are those of before the last change; so with `average`.
+        """
+        return self._now.labels.get()
 
     def average(self) -> np.ndarray:
         """(D,) mean of the catalogue's multimodal vectors; zeros where it is empty."""
-        return self._of_this_version().average
+        return self._now.average.get()
 
     def start_add(self, path: str | Path, replace_all: bool = False) -> Job:
         """Start to add the products of a catalogue; see `CatalogueSource` for what may be given.
@@ -283,24 +291,6 @@ class LiveCatalogue:
 
         threading.Thread(target=run, name=f"catalogue-{kind}", daemon=True).start()
         return job
-
-    def _of_this_version(self) -> _Derived:
-        with self._deriving:
-            index, before = self._now.index, self._derived
-            version = index.version
-            if before is not None and before.index is index and before.version == version:
-                return before
-            rows = index.products(index.ids(), ["category_path", "attributes"]).values()
-            paths, attributes = [row["category_path"] for row in rows], [row["attributes"] for row in rows]
-            if before is not None and before.index is index:
-                labels = before.labels
-                labels.update(paths, attributes)
-            else:
-                labels = CatalogueLabels(index.encoder, paths, attributes)
-            _, vectors = index.vectors()
-            average = vectors.mean(0) if len(vectors) else np.zeros(index.manifest["dimension"], dtype=np.float32)
-            self._derived = _Derived(index, version, labels, average)
-            return self._derived
 
 
 def model_name(model: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from moon2_training.vector_columns import vector_column
 
 from .index_manifest import read_manifest
 from .indexed_rows import PRODUCT_COLUMNS, SHOWN_COLUMNS, row_schema
+from .refreshed import Refreshed
 from .table_reader import TableReader
 
 TABLE = "products"
@@ -65,7 +66,7 @@ class ProductTable:
         with naming(folder):
             self._table = database.create_table(TABLE, schema=schema, exist_ok=True)
             self._reader = TableReader(folder, TABLE, session)
-        self._facets: tuple[int, Facets] | None = None
+        self._facets = Refreshed(lambda: self.version, lambda _: self._count())
 
     def __len__(self) -> int:
         return self._table.count_rows()
@@ -109,25 +110,33 @@ class ProductTable:
             ValueError: no such view.
         """
         column = vector_column(view)
-        table = self._scan(["product_id", column])
-        table = table.filter(pc.is_valid(table[column]))
-        flat = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return table["product_id"].to_pylist(), flat.astype(np.float32).reshape(len(table), self.manifest["dimension"])
+        ids, blocks = [], [np.empty((0, self.manifest["dimension"]), dtype=np.float32)]
+        for batch in self._reader.batches(_query(["product_id", column])):
+            ids += batch["product_id"].filter(batch[column].is_valid()).to_pylist()
+            blocks.append(self._block(batch[column]))
+        return ids, np.concatenate(blocks)
+
+    def average(self) -> np.ndarray:
+        """(D,) float32 mean of all multimodal vectors; zeros where there is no product."""
+        column = vector_column("multimodal")
+        total, products = np.zeros(self.manifest["dimension"]), 0  # (D,)
+        for batch in self._reader.batches(_query([column])):
+            block = self._block(batch[column])
+            total += block.sum(0, dtype=np.float64)
+            products += len(block)
+        return (total / max(products, 1)).astype(np.float32)
 
     def facets(self) -> Facets:
-        """What can be filtered by, counted over all products."""
-        version = self.version
-        if self._facets is None or self._facets[0] != version:
-            categories: Counter[tuple[str, ...]] = Counter()
-            attributes: dict[str, Counter[str]] = {}
-            for row in self._scan(["category_path", "attributes"]).to_pylist():
-                path = row["category_path"]
-                categories.update(tuple(path[:depth]) for depth in range(1, len(path) + 1))
-                for attribute in row["attributes"]:
-                    attributes.setdefault(attribute["name"], Counter())[attribute["value"]] += 1
-            counted = {name: dict(values.most_common()) for name, values in sorted(attributes.items())}
-            self._facets = version, Facets(dict(sorted(categories.items())), counted)
-        return self._facets[1]
+        """What can be filtered by, counted over all products.
+
+        While another thread counts them anew, they are those of before the last change.
+        """
+        return self._facets.get()
+
+    def labels(self) -> tuple[list[tuple[str, ...]], list[list[dict[str, str]]]]:
+        """The distinct category paths of all products, and the attributes of every product."""
+        table = self._scan(["category_path", "attributes"])
+        return list(_counted_paths(table["category_path"])), table["attributes"].to_pylist()
 
     @contextmanager
     def writing(self, wait: bool = False) -> Iterator[None]:
@@ -146,12 +155,51 @@ class ProductTable:
         except Timeout as error:
             raise ValueError(f"{self.folder}: another writer is at work; wait until it is done") from error
 
-    def _scan(self, columns: list[str], where: Expr | None = None) -> pa.Table:
-        def query(table: AsyncTable) -> AsyncQuery:
-            everything = table.query().select(columns)
-            return everything if where is None else everything.where(where)
+    def _count(self) -> Facets:
+        table = self._scan(["category_path", "attributes"])
+        categories: Counter[tuple[str, ...]] = Counter()
+        for path, products in _counted_paths(table["category_path"]).items():
+            for depth in range(1, len(path) + 1):
+                categories[path[:depth]] += products
+        pairs = pc.list_flatten(table["attributes"])
+        attributes: dict[str, Counter[str]] = {}
+        for (name, value), products in _counted([pc.struct_field(pairs, part) for part in ("name", "value")]).items():
+            attributes.setdefault(name, Counter())[value] = products
+        counted = {name: dict(values.most_common()) for name, values in sorted(attributes.items())}
+        return Facets(dict(sorted(categories.items())), counted)
 
-        return self._reader.read(query)
+    def _block(self, vectors: pa.FixedSizeListArray) -> np.ndarray:
+        """(n, D) float32: those that are there."""
+        return vectors.drop_null().flatten().to_numpy().reshape(-1, self.manifest["dimension"])
+
+    def _scan(self, columns: list[str], where: Expr | None = None) -> pa.Table:
+        return self._reader.read(_query(columns, where))
+
+
+def _query(columns: Sequence[str], where: Expr | None = None) -> Callable[[AsyncTable], AsyncQuery]:
+    def query(table: AsyncTable) -> AsyncQuery:
+        everything = table.query().select(list(columns))
+        return everything if where is None else everything.where(where)
+
+    return query
+
+
+def _counted_paths(paths: pa.ChunkedArray) -> dict[tuple[str, ...], int]:
+    """How often each list of texts occurs; the empty one is left out."""
+    depths = pc.list_value_length(paths)
+    counts: dict[tuple[str, ...], int] = {}
+    for depth in filter(None, pc.unique(depths).to_pylist()):
+        of_depth = paths.filter(pc.equal(depths, depth))
+        counts |= _counted([pc.list_element(of_depth, level) for level in range(depth)])
+    return counts
+
+
+def _counted(columns: Sequence[pa.ChunkedArray]) -> dict[tuple[Any, ...], int]:
+    """How often each row of columns occurs, in the order of their first."""
+    names = list(map(str, range(len(columns))))
+    groups = pa.table(list(columns), names).group_by(names, use_threads=False).aggregate([([], "count_all")])
+    rows = zip(*(groups[name].to_pylist() for name in names), strict=True)
+    return dict(zip(rows, groups["count_all"].to_pylist(), strict=True))
 
 
 def check_files(folder: Path, most_bytes: int | None = None) -> int:

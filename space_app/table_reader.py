@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -37,3 +37,13 @@ class TableReader:
     def read(self, query: Callable[[AsyncTable], AsyncQueryBase]) -> pa.Table:
         """Rows as a query, made of the table, finds them."""
         return LOOP.run(query(self._table).to_arrow())
+
+    def batches(self, query: Callable[[AsyncTable], AsyncQueryBase]) -> Iterator[pa.RecordBatch]:
+        """The same rows a part at a time, for who does not need all at once in memory."""
+        batches = LOOP.run(query(self._table).to_batches())
+
+        async def following() -> pa.RecordBatch | None:
+            return await anext(batches, None)
+
+        while (batch := LOOP.run(following())) is not None:
+            yield batch

@@ -90,11 +90,13 @@ def test_what_is_derived_follows_the_catalogue(catalogue, shop):
 
 def test_another_model(catalogue, models):
     assert catalogue.models == ["first", "second"] and catalogue.model == "first"
-    before = catalogue.now
+    before, average = catalogue.now, catalogue.average()
+    assert catalogue.labels().encoder is before.encoder
     job = catalogue.start_swap("second")
     assert before.hybrid.by_text("red mug", 3)  # who has begun with the old one ends with it
     assert job.wait(60) and job.state == "done" and catalogue.model == "second"
     assert catalogue.now is not before and len(catalogue.now.index) == 24
+    assert catalogue.labels().encoder is catalogue.now.encoder and not np.array_equal(catalogue.average(), average)
     again = LiveCatalogue.open(catalogue.folder, models[0], models)
     assert again.model == "second"
     for wrong, told in (("second", "answers already"), (models[0], "is not allowed here"), ("", "is not allowed")):
