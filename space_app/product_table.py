@@ -29,6 +29,7 @@ from .refreshed import Refreshed
 from .table_reader import TableReader
 
 TABLE = "products"
+ADDRESS = "_rowaddr"  # what LanceDB calls the place of a row
 FRESHNESS = timedelta(seconds=5)  # after which `version` tells of another process's changes
 
 
@@ -42,6 +43,22 @@ class Facets(NamedTuple):
 
     categories: dict[tuple[str, ...], int]
     attributes: dict[str, dict[str, int]]
+
+
+class RowVectors(NamedTuple):
+    """The vectors of a view, and in which rows they stand.
+
+    Args:
+        read: (M,) uint64 addresses of all rows that were read, also of those that lack the view.
+        rows: (N,) uint64 addresses of those that have it.
+        ids: of their products.
+        vectors: (N, D) float32, normalised.
+    """
+
+    read: np.ndarray
+    rows: np.ndarray
+    ids: list[str]
+    vectors: np.ndarray
 
 
 class ProductTable:
@@ -109,12 +126,39 @@ class ProductTable:
         Raises:
             ValueError: no such view.
         """
+        found = self.row_vectors(view)
+        return found.ids, found.vectors
+
+    def row_vectors(self, view: str, product_ids: Sequence[str] | None = None) -> RowVectors:
+        """The vectors of a view with the addresses of their rows.
+
+        Args:
+            view: which.
+            product_ids: of these products alone; None: of all.
+
+        Raises:
+            ValueError: no such view.
+        """
         column = vector_column(view)
-        ids, blocks = [], [np.empty((0, self.manifest["dimension"]), dtype=np.float32)]
-        for batch in self._reader.batches(_query(["product_id", column])):
-            ids += batch["product_id"].filter(batch[column].is_valid()).to_pylist()
-            blocks.append(self._block(batch[column]))
-        return ids, np.concatenate(blocks)
+        where = None if product_ids is None else col("product_id").isin(list(product_ids))
+        read, rows, ids = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.uint64)], []
+        blocks = [np.empty((0, self.manifest["dimension"]), dtype=np.float32)]
+        for batch in self._reader.batches(_query(["product_id", column, ADDRESS], where)):
+            read.append(batch[ADDRESS].to_numpy())
+            there = batch.filter(batch[column].is_valid()) if batch[column].null_count else batch
+            rows.append(there[ADDRESS].to_numpy())
+            ids += there["product_id"].to_pylist()
+            blocks.append(self._block(there[column]))
+        return RowVectors(np.concatenate(read), np.concatenate(rows), ids, np.concatenate(blocks))
+
+    def rows(self) -> tuple[np.ndarray, pa.ChunkedArray]:
+        """(M,) uint64 addresses of all rows, and the ids of their products.
+
+        A row keeps its address as long as it is as it was; one that is replaced, or moved by `optimize`, gets an
+        address that none had before.
+        """
+        table = self._scan([ADDRESS, "product_id"])
+        return table[ADDRESS].to_numpy(), table["product_id"]
 
     def average(self) -> np.ndarray:
         """(D,) float32 mean of all multimodal vectors; zeros where there is no product."""
