@@ -125,5 +125,5 @@ def short_names(models: Sequence[str]) -> list[str]:
         names = ["/".join(of_model[-depth:]) for of_model in parts]
         if len(set(names)) == len(names):
             return names
-    twice = next(model for model in models if models.count(model) > 1)
+    twice = next(model for model, of_model in zip(models, parts, strict=True) if parts.count(of_model) > 1)
     raise ValueError(f"{twice}: given twice; give every model once")

@@ -130,3 +130,5 @@ def test_models_are_called_by_what_tells_them_apart():
     assert short_names(["runs/a/", "clip"]) == ["a", "clip"]
     with pytest.raises(ValueError, match="runs/a: given twice"):
         short_names(["runs/b", "runs/a", "runs/a"])
+    with pytest.raises(ValueError, match="runs/a: given twice"):
+        short_names(["runs/a", "clip", "./runs/a/"])
