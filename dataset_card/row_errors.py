@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # begins what a spreadsheet would compute
@@ -35,3 +36,17 @@ def errors_as_csv(errors: Iterable[RowError]) -> str:
         texts = [f"'{text}" if text.startswith(_FORMULA) else text for text in (error.product_id, error.message)]
         writer.writerow([error.row, *texts, "yes" if error.dropped else "no"])
     return buffer.getvalue()
+
+
+def make_errors_folder(path: Path) -> None:
+    """Make the folder of a file for errors, before the work whose errors it shall hold.
+
+    Raises:
+        ValueError: there can be no file at `path`.
+    """
+    if path.is_dir():
+        raise ValueError(f"errors: {path} is a folder; give a file in a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"errors: {error.filename} is no folder; give a file in a folder") from error

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from moon2_dataset.build.mapping import parse_columns
 from moon2_dataset.recipe import RecipeParser
+from moon2_dataset.row_errors import make_errors_folder
 from moon2_training.encode import Encoder
 from moon2_training.saved_encoder import load_encoder
 from moon2_training.written_vectors import WrittenVectors
@@ -100,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = RecipeParser(IndexArguments, prog="moon2 index", description="Put a catalogue into an index on disk.")
     (arguments,) = parser.parse_args_and_config(argv)
     begin = time.perf_counter()
+    if arguments.errors:
+        make_errors_folder(Path(arguments.errors))
     folder = CatalogueFolder(data_folder(arguments.data_dir))
     if arguments.check:
         if (current := folder.current()) is None:

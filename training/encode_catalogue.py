@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from moon2_dataset.product_stream import ProductStream
 from moon2_dataset.recipe import RecipeParser
-from moon2_dataset.row_errors import RowError, errors_as_csv
+from moon2_dataset.row_errors import RowError, errors_as_csv, make_errors_folder
 from moon2_dataset.shards import write_text
 
 from .catalogue_shards import ShardJob, encode_shards
@@ -177,6 +177,8 @@ def encode_catalogue(arguments: EncodeArguments, progress: bool = True) -> dict[
     begin = time.perf_counter()
     stream = ProductStream(arguments.products)
     stream.refuse_repeated_ids()
+    errors_path = Path(arguments.errors or f"{arguments.output}.errors.csv")
+    make_errors_folder(errors_path)
     engine = _engine(arguments)
     width = engine.width
     dimension = arguments.truncate_dim or width
@@ -187,7 +189,6 @@ def encode_catalogue(arguments: EncodeArguments, progress: bool = True) -> dict[
     identity = {"format": FORMAT, "fingerprint": engine.fingerprint, **options}
     output = VectorsOutput(Path(arguments.output), identity, arguments.overwrite)
     source = {"catalogue": stream.fingerprint, "shard_rows": arguments.shard_rows}
-    errors_path = Path(arguments.errors or f"{arguments.output}.errors.csv")
     with output.writing():
         before = output.begin(source)
         stored = output.stored_files(before)

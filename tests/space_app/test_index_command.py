@@ -39,11 +39,11 @@ def table(tmp_path):
 
 
 def test_a_catalogue_is_indexed_changed_pruned_and_deleted_from(run, saved_model, catalogue, tmp_path):
-    printed = run(catalogue, "--model", saved_model, "--errors", tmp_path / "errors.csv")
+    printed = run(catalogue, "--model", saved_model, "--errors", tmp_path / "logs" / "errors.csv")
     assert "title <- title" in printed and "3 added, 0 replaced, 0 as before; 3 encoded" in printed
     assert "1 rows left out, 0 with a loss:\n  shop.csv line 4: no product id" in printed
     assert "3 products in" in printed and "search compares with all of them" in printed
-    (error,) = list(csv.DictReader((tmp_path / "errors.csv").open(newline="")))
+    (error,) = list(csv.DictReader((tmp_path / "logs" / "errors.csv").open(newline="")))
     assert error["row"] == "2" and error["message"] == "shop.csv line 4: no product id"
 
     catalogue.write_text("id,title,colour\n1,Red mug,dark red\n5,Teapot,\n")
@@ -125,6 +125,7 @@ def test_a_check_compares_all_files_with_their_checksums(run, saved_model, catal
         (["--prune", "true", "--delete", "1"], "prune needs the catalogue"),
         (["--catalogue", "shop.csv", "--max_rows", "0"], "max_rows=0"),
         (["--catalogue", "shop.csv", "--image_root", "nowhere"], "image_root=nowhere is no folder"),
+        (["--catalogue", "shop.csv", "--errors", "."], "errors: . is a folder; give a file in a folder"),
     ],
 )
 def test_wrong_options_are_refused(run, options, told):

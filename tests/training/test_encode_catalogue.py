@@ -209,6 +209,19 @@ def test_a_run_that_finds_nothing_to_do_lists_the_errors_that_a_killed_one_did_n
     assert (tmp_path / "out.errors.csv").read_bytes() == listed
 
 
+def test_the_folder_of_the_errors_is_made_and_a_place_that_can_be_none_refused_before_any_work(
+    model, catalogue, tmp_path
+):
+    change(catalogue, lambda products: products[6]["images"].append({"bytes": b"no picture", "path": None}))
+    message = encode(model, catalogue, tmp_path / "out", errors=str(tmp_path / "logs" / "day" / "e.csv"))["message"]
+    assert "1 pictures left out" in message
+    assert (tmp_path / "logs" / "day" / "e.csv").read_text().count("no known format") == 1
+    for place in (tmp_path / "logs", catalogue / "e.csv", catalogue / "logs" / "e.csv"):
+        with pytest.raises(ValueError, match="give a file in a folder"):
+            encode(model, catalogue, tmp_path / "other", errors=str(place))
+    assert not list(tmp_path.glob("other*"))
+
+
 def test_damaged_vectors_are_made_again_though_the_catalogue_is_the_same(model, catalogue, tmp_path):
     encode(model, catalogue, tmp_path / "out")
     before = contents(tmp_path / "out")
