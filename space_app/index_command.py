@@ -184,7 +184,8 @@ def add_catalogue(arguments: IndexArguments, folder: CatalogueFolder, index: Cat
         vectors = None
         if arguments.vectors:
             manifest = index.manifest
-            vectors = WrittenVectors(arguments.vectors, manifest["fingerprint"], manifest["dimension"])
+            dtype = index.encoder.model.dtype
+            vectors = WrittenVectors(arguments.vectors, manifest["fingerprint"], manifest["dimension"], dtype)
         with Bar("index") as bar:
             changes = index.add(_noting_ids(source, there), bar.update, total=source.num_rows, vectors=vectors)
         errors = [*source.errors, *changes.errors]

@@ -223,6 +223,7 @@ def encode_catalogue(arguments: EncodeArguments, progress: bool = True) -> dict[
             raise ValueError(f"no product of {stream.num_rows:,} can be encoded: {_told(stream, errors[0]).message}")
         manifest = {
             "model": arguments.model,
+            "dtype": str(engine.dtype).removeprefix("torch."),
             "source": source,
             "products": counts["encoded"] + counts["unchanged"],
             **counts,
@@ -251,7 +252,7 @@ class LocalEngine:
             arguments.model, arguments.dtype, arguments.quantization
         )
         self.encoder = Encoder(model, processor, arguments.batch_size, arguments.workers)
-        self.width = self.encoder.width
+        self.width, self.dtype = self.encoder.width, model.dtype
 
     def encode_shards(self, job: ShardJob, numbers: Sequence[int], advance: Any) -> Iterator[ShardRecord]:
         """See `encode_shards`."""

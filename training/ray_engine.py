@@ -47,7 +47,7 @@ class RayEngine:
         model, processor, self.fingerprint = load_for_encoding(
             arguments.model, arguments.dtype, arguments.quantization, self.gpu, on_cpu=True
         )
-        self.width = Encoder(model, processor).width
+        self.width, self.dtype = Encoder(model, processor).width, model.dtype
 
     def encode_shards(
         self, job: ShardJob, numbers: Sequence[int], advance: Callable[[int], Any]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from .checksums import check_lance, sha256_of
 from .encode import VIEWS
@@ -24,13 +25,15 @@ class WrittenVectors:
         out: what `moon2 encode` wrote.
         fingerprint: of the encoder that they must be of.
         dimension: of its vectors.
+        dtype: of its weights.
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: they are of another encoder, lack a view, are shortened or quantised, or a file is damaged.
+        ValueError: they are of another encoder, or of this one in another type, lack a view, are shortened or
+            quantised, or a file is damaged.
     """
 
-    def __init__(self, out: str | os.PathLike, fingerprint: str, dimension: int) -> None:
+    def __init__(self, out: str | os.PathLike, fingerprint: str, dimension: int, dtype: torch.dtype) -> None:
         self.out = Path(out)
         manifest_path = self.out.with_name(self.out.name + ".json")
         if not (self.out.exists() and manifest_path.is_file()):
@@ -39,17 +42,7 @@ class WrittenVectors:
             manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{manifest_path}: damaged ({error}); encode again into another folder") from error
-        wanted = {
-            "fingerprint": fingerprint,
-            "views": list(VIEWS),
-            "vector_dtype": "float32",
-            "dimension": dimension,
-            "quantization": "none",
-        }
-        for name, value in wanted.items():
-            if (found := manifest["identity"][name]) != value:
-                way = f"--views {' '.join(VIEWS)}, and otherwise as it is by default, with the encoder of the index"
-                raise ValueError(f"{out}: {name} is {found!r}, the index needs {value!r}; encode with {way}")
+        self._check_identity(manifest, fingerprint, dimension, str(dtype).removeprefix("torch."))
         self._stored = None
         if self.out.suffix == LANCE:
             sums = {entry["file"]: entry["sha256"] for entry in manifest["files"]}
@@ -60,6 +53,26 @@ class WrittenVectors:
                 if not file.is_file() or sha256_of(file) != sha256:
                     raise ValueError(f"{file}: damaged or gone; encode again")
             self._stored = StoredVectors([file for file, _ in files])
+
+    def _check_identity(self, manifest: Mapping[str, Any], fingerprint: str, dimension: int, dtype: str) -> None:
+        identity = manifest["identity"]
+        wanted = {"views": list(VIEWS), "vector_dtype": "float32", "dimension": dimension, "quantization": "none"}
+        way = f"--dtype {dtype} --overwrite true"
+        for name, value in wanted.items():
+            if identity[name] != value:
+                raise ValueError(
+                    f"{self.out}: {name} is {identity[name]!r}, the index needs {value!r}; encode again with --views "
+                    f"{' '.join(VIEWS)} {way}, and otherwise as it is by default, with the encoder of the index"
+                )
+        if identity["fingerprint"] == fingerprint:
+            return
+        if (made_in := manifest.get("dtype", dtype)) != dtype:
+            raise ValueError(
+                f"{self.out}: made with weights in {made_in}, the index needs {dtype}; encode again with {way}"
+            )
+        raise ValueError(
+            f"{self.out}: made with another encoder, {manifest['model']}; encode again with that of the index, {way}"
+        )
 
     def get(self, ids: Sequence[str], digests: Sequence[str]) -> dict[str, dict[str, Any]]:
         """{vector column: numbers or None} of products by their id; one that is not there with its digest is left out.

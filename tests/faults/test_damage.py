@@ -151,14 +151,14 @@ def arguments(model: Path, inputs: Path, out: Path) -> EncodeArguments:
 
 @FEW
 def test_damaged_vectors_are_not_taken(number, vectors, tiny, table):
-    fingerprint, width = encoder_fingerprint(*tiny), Encoder(*tiny).width
+    encoder = encoder_fingerprint(*tiny), Encoder(*tiny).width, tiny[0].dtype
     ids, digests = ["p2"], [encoded_digest("nothing", []).hex()]
 
     def read() -> bool:
-        WrittenVectors(vectors, fingerprint, width).get(ids, digests)
+        WrittenVectors(vectors, *encoder).get(ids, digests)
         return False
 
-    WrittenVectors(vectors, fingerprint, width)
+    WrittenVectors(vectors, *encoder)
     for name in ("vectors-00000.parquet", "vectors-00001.parquet"):
         try_damages(vectors / name, "encoded vectors", read, number, table)
 
@@ -169,7 +169,7 @@ def test_a_damaged_manifest_of_vectors_is_named(vectors, saved_model, inputs, ti
     with pytest.raises(ValueError, match="vectors.json: damaged"):
         encode_catalogue(arguments(saved_model, inputs, vectors), progress=False)
     with pytest.raises(ValueError, match="vectors.json: damaged"):
-        WrittenVectors(vectors, encoder_fingerprint(*tiny), Encoder(*tiny).width)
+        WrittenVectors(vectors, encoder_fingerprint(*tiny), Encoder(*tiny).width, tiny[0].dtype)
 
 
 @pytest.mark.faults
@@ -187,13 +187,13 @@ def test_a_run_does_not_go_on_from_a_damaged_checkpoint(saved_shop, tmp_path):
 @FEW
 def test_damaged_vectors_in_a_lance_table_are_not_taken(number, saved_model, inputs, tiny, tmp_path, table):
     encode_catalogue(arguments(saved_model, inputs, tmp_path / "vectors.lance"), progress=False)
-    fingerprint, width = encoder_fingerprint(*tiny), Encoder(*tiny).width
+    encoder = encoder_fingerprint(*tiny), Encoder(*tiny).width, tiny[0].dtype
 
     def read() -> bool:
-        WrittenVectors(tmp_path / "vectors.lance", fingerprint, width)
+        WrittenVectors(tmp_path / "vectors.lance", *encoder)
         return False
 
-    WrittenVectors(tmp_path / "vectors.lance", fingerprint, width)
+    WrittenVectors(tmp_path / "vectors.lance", *encoder)
     (file,) = (tmp_path / "vectors.lance" / "data").glob("*.lance")
     try_damages(file, "encoded vectors, Lance", read, number, table)
     content = bytearray(file.read_bytes())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import zipfile
 
 import numpy as np
@@ -12,7 +13,7 @@ from moon2_space.catalogue_folder import CatalogueFolder
 from moon2_space.catalogue_source import Limits
 from moon2_space.index_command import OWNER_LIMITS, IndexArguments, main
 from moon2_space.product_table import ProductTable
-from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue
+from moon2_training.encode_catalogue import EncodeArguments, encode_catalogue, load_for_encoding
 from moon2_training.mini import build_mini
 
 
@@ -152,11 +153,34 @@ def test_vectors_that_were_written_are_taken_and_only_what_changed_is_encoded(ru
         np.testing.assert_allclose(np.stack([vectors[name] for name in ids]), fresh, atol=1e-5)
 
 
+def test_vectors_of_a_float32_model_as_a_gpu_makes_them_are_refused_with_the_dtype_that_the_index_needs(
+    run, saved_model, shop, tmp_path
+):
+    products, out = tmp_path / "products.parquet", tmp_path / "vectors"
+    shop.products.to_parquet(products)
+    dtype = load_for_encoding(str(saved_model), gpu=True, on_cpu=True)[0].dtype
+    assert dtype == torch.bfloat16
+    options = {"views": ["text", "image", "multimodal"], "batch_size": 4}
+    given = EncodeArguments(str(saved_model), [str(products)], str(out), dtype="bfloat16", **options)
+    encode_catalogue(given, progress=False)
+    way = "made with weights in bfloat16, the index needs float32; encode again with --dtype float32 --overwrite true"
+    with pytest.raises(ValueError, match=way):
+        run(products, "--model", saved_model, "--vectors", out)
+    given = EncodeArguments(str(saved_model), [str(products)], str(out), dtype="float32", overwrite=True, **options)
+    encode_catalogue(given, progress=False)
+    assert "24 added, 0 replaced, 0 as before; 0 encoded" in run(products, "--model", saved_model, "--vectors", out)
+
+
 def test_vectors_that_do_not_fit_are_refused(run, saved_model, shop, tmp_path):
     products, out = tmp_path / "products.parquet", tmp_path / "vectors"
     shop.products.to_parquet(products)
     encode_catalogue(EncodeArguments(str(saved_model), [str(products)], str(out)), progress=False)
-    with pytest.raises(ValueError, match="views is .*the index needs .*encode with --views text image multimodal"):
+    with pytest.raises(ValueError, match="views is .*the index needs .*again with --views text image multimodal"):
+        run(products, "--model", saved_model, "--vectors", out)
+    told = json.loads((tmp_path / "vectors.json").read_text())
+    told["identity"] |= {"views": ["text", "image", "multimodal"], "fingerprint": "0" * 32}
+    (tmp_path / "vectors.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="made with another encoder.*with that of the index, --dtype float32"):
         run(products, "--model", saved_model, "--vectors", out)
     with pytest.raises(FileNotFoundError, match="no vectors there"):
         run(products, "--model", saved_model, "--vectors", tmp_path / "nowhere")
