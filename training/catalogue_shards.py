@@ -21,6 +21,7 @@ from .vector_columns import encoded_digest, picture_digest, vector_array, vector
 from .vector_files import NUMBER_TYPES, ShardFiles, ShardRecord, lance_keys, vectors_schema
 
 WINDOW_BYTES = 128 << 20  # of pictures in a window; two windows are in memory
+ROWS_AT_ONCE, BYTES_AT_ONCE = 32, 16 << 20  # products that are made and looked up together, and their pictures
 NOTHING = ": neither title nor image; give at least one"
 
 
@@ -87,6 +88,11 @@ class _Product(NamedTuple):
     pictures: list[dict[str, Any]]
     linked: bool
     digest: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its pictures."""
+        return sum(len(picture["bytes"] or b"") for picture in self.pictures)
 
 
 def encode_shards(
@@ -156,10 +162,7 @@ def _windows(
     """The products of a shard, as many at a time as are sorted together, or as their pictures leave room for."""
     window, held = _Window(shard), 0
     rows = job.rows_of(shard)
-    first = rows.start
-    for table in job.stream.tables(rows.start, rows.stop):
-        products = [_product(job.stream, row, values) for row, values in enumerate(table.to_pylist(), start=first)]
-        first += len(products)
+    for products in _products(job.stream, rows):
         places = stored.find([p.product_id for p in products], [p.digest for p in products])
         for product, place in zip(products, places.tolist(), strict=True):
             if window.seen == size or held >= WINDOW_BYTES:
@@ -183,9 +186,24 @@ def _windows(
             window.stored.append(place)
             if place < 0:
                 window.items.append({"text": product.title, "images": product.pictures})
-                held += sum(len(picture["bytes"] or b"") for picture in product.pictures)
+                held += product.num_bytes
     window.last = True
     yield window
+
+
+def _products(stream: ProductStream, rows: range) -> Iterator[list[_Product]]:
+    """Rows as products, a few at a time, for files that their pictures lie in may be of any size."""
+    held: list[_Product] = []
+    first = rows.start
+    for table in stream.tables(rows.start, rows.stop):
+        for row, values in enumerate(table.to_pylist(), start=first):
+            held.append(_product(stream, row, values))
+            if len(held) == ROWS_AT_ONCE or sum(product.num_bytes for product in held) >= BYTES_AT_ONCE:
+                yield held
+                held = []
+        first += len(table)
+    if held:
+        yield held
 
 
 def _product(stream: ProductStream, row: int, values: Mapping[str, Any]) -> _Product:
