@@ -16,9 +16,9 @@ from moon2_dataset.shards import ShardWriter
 
 from .encode import BATCHES_PER_WINDOW, Encoded, Encoder
 from .items import IMAGES_PER_PRODUCT
-from .stored_vectors import KEY_COLUMNS, StoredVectors
+from .stored_vectors import IN_TABLE, KEY_COLUMNS, NOWHERE, StoredVectors
 from .vector_columns import encoded_digest, picture_digest, vector_array, vector_column
-from .vector_files import NUMBER_TYPES, ShardFiles, ShardRecord, lance_keys, vectors_schema
+from .vector_files import NUMBER_TYPES, ShardFiles, ShardRecord, vectors_schema
 
 WINDOW_BYTES = 128 << 20  # of pictures in a window; two windows are in memory
 ROWS_AT_ONCE, BYTES_AT_ONCE = 32, 16 << 20  # products that are made and looked up together, and their pictures
@@ -59,6 +59,10 @@ class ShardJob:
     def num_shards(self) -> int:
         return -(-self.stream.num_rows // self.shard_rows)
 
+    def open_stored(self) -> StoredVectors:
+        """The vectors to take over, and the rows that stay; their keys are read."""
+        return StoredVectors(self.stored, self.unchanged_in)
+
     def rows_of(self, shard: int) -> range:
         """The rows of the catalogue behind a shard."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.stream.num_rows))
@@ -72,7 +76,7 @@ class _Window:
     rows: list[int] = field(default_factory=list)  # in the catalogue
     ids: list[str] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
-    stored: list[int] = field(default_factory=list)  # where the vectors stand, -1 where there are none
+    stored: list[int] = field(default_factory=list)  # where the vectors stand, or NOWHERE
     items: list[dict[str, Any]] = field(default_factory=list)  # of the products without stored vectors
     errors: list[list[Any]] = field(default_factory=list)
     seen: int = 0  # rows of the catalogue, also those that are no products
@@ -96,7 +100,11 @@ class _Product(NamedTuple):
 
 
 def encode_shards(
-    job: ShardJob, numbers: Sequence[int], encoder: Encoder, advance: Callable[[int], Any] = lambda rows: None
+    job: ShardJob,
+    numbers: Sequence[int],
+    encoder: Encoder,
+    advance: Callable[[int], Any] = lambda rows: None,
+    stored: StoredVectors | None = None,
 ) -> Iterator[ShardRecord]:
     """Encode shards one after the other; the next is read while one is encoded.
 
@@ -108,6 +116,7 @@ def encode_shards(
         numbers: of the shards.
         encoder: with the job's model.
         advance: is told now and then how many rows of the catalogue are done.
+        stored: of the job, for many calls; None: opened by this one, which reads the keys of them all.
 
     Yields:
         The record of every shard, when its file and record are written.
@@ -115,15 +124,14 @@ def encode_shards(
     Raises:
         ValueError: a product cannot be encoded whole, and the job raises errors, or a file is damaged.
     """
-    stored = StoredVectors(job.stored)
-    staying = {} if job.unchanged_in is None else dict(lance_keys(job.unchanged_in))
+    stored = job.open_stored() if stored is None else stored
     files, schema = ShardFiles(job.folder), vectors_schema(job.views, job.dimension, job.vector_dtype)
     size = encoder.batch_size * BATCHES_PER_WINDOW
     read: deque[_Window] = deque()
 
     def windows() -> Iterator[list[dict[str, Any]]]:
         for number in numbers:
-            for window in _windows(job, number, size, stored, staying):
+            for window in _windows(job, number, size, stored):
                 read.append(window)
                 yield window.items
 
@@ -156,9 +164,7 @@ def encode_shards(
             writer, record = None, None
 
 
-def _windows(
-    job: ShardJob, shard: int, size: int, stored: StoredVectors, staying: Mapping[str, str]
-) -> Iterator[_Window]:
+def _windows(job: ShardJob, shard: int, size: int, stored: StoredVectors) -> Iterator[_Window]:
     """The products of a shard, as many at a time as are sorted together, or as their pictures leave room for."""
     window, held = _Window(shard), 0
     rows = job.rows_of(shard)
@@ -173,18 +179,17 @@ def _windows(
             if not product.title and not product.pictures:
                 _lose(job, window, product.row, product.product_id, NOTHING, dropped=True)
                 continue
-            stays = staying.get(product.product_id) == product.digest
-            if stays or place >= 0:
+            if place != NOWHERE:
                 window.unchanged += 1
                 for message in job.stored_errors.get(product.product_id, ()):
                     _lose(job, window, product.row, product.product_id, message, dropped=False)
-            if stays:
+            if place == IN_TABLE:
                 continue
             window.rows.append(product.row)
             window.ids.append(product.product_id)
             window.digests.append(product.digest)
             window.stored.append(place)
-            if place < 0:
+            if place == NOWHERE:
                 window.items.append({"text": product.title, "images": product.pictures})
                 held += product.num_bytes
     window.last = True

@@ -99,7 +99,7 @@ class RayEngine:
 
 
 class ShardWorker:
-    """An actor's encoder.
+    """An actor's encoder, and the vectors that it need not make.
 
     Args:
         job: what to encode.
@@ -112,6 +112,7 @@ class ShardWorker:
 
         model, processor, _ = load_for_encoding(**loading)
         self.job, self.encoder = job, Encoder(model, processor, batch_size, workers)
+        self.stored = job.open_stored()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Encode the shards of a batch, {"shard": (N,)}, unless an actor that died has done so."""
@@ -121,7 +122,7 @@ class ShardWorker:
             error = ""
             if files.record(number) is None:
                 try:
-                    list(encode_shards(self.job, [number], self.encoder))
+                    list(encode_shards(self.job, [number], self.encoder, stored=self.stored))
                 except ValueError as found:  # which another try would find again
                     error = str(found)
             errors.append(error)

@@ -1,9 +1,10 @@
-"""Vectors in Parquet files, found by a product's id and the digest of what was encoded."""
+"""Vectors that are there already, in Parquet files or a Lance table, found by a product's id and the digest of what
+was encoded."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,29 @@ import pyarrow.parquet as pq
 
 KEY_COLUMNS = ["product_id", "digest"]
 GROUPS_HELD = 2  # catalogues change little, so rows are asked for in nearly the order in which they stand
+NOWHERE, IN_TABLE = -1, -2
+
+
+class Places:
+    """Where keys stand, of equal ones the first; sixteen bytes a key are held.
+
+    Args:
+        keys: (N,) uint64, as `keys_of` makes them.
+    """
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, wanted: np.ndarray) -> np.ndarray:
+        """(M,) int64: where the keys (M,) stand, `NOWHERE` for those that are not there."""
+        if not len(self):
+            return np.full(len(wanted), NOWHERE, dtype=np.int64)
+        place = np.minimum(np.searchsorted(self._keys, wanted), len(self) - 1)
+        return np.where(self._keys[place] == wanted, self._order[place], NOWHERE)
 
 
 class StoredVectors:
@@ -20,34 +44,32 @@ class StoredVectors:
     Args:
         files: Parquet files with product_id, digest and the same vector columns; of a product that is in several
             with one digest, the first counts.
+        table: Lance table whose rows stay where they are; None if there is none.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], table: Path | None = None) -> None:
         self._groups: list[tuple[Path, int]] = []
         self._held: dict[int, pa.Table] = {}
-        keys, rows = [], [0]
+        keys, rows = [np.empty(0, dtype=np.uint64)], [0]
         for file in files:
             with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 for group in range(parquet.num_row_groups):
-                    table = parquet.read_row_group(group, columns=KEY_COLUMNS)
-                    keys.append(_keys(table["product_id"].to_pylist(), table["digest"].to_pylist()))
+                    found = parquet.read_row_group(group, columns=KEY_COLUMNS)
+                    keys.append(keys_of(zip(*(column.to_pylist() for column in found.columns), strict=True)))
                     self._groups.append((file, group))
-                    rows.append(len(table))
+                    rows.append(len(found))
         self._starts = np.cumsum(rows)  # (groups + 1,)
-        keys = np.concatenate(keys) if keys else np.empty(0, dtype=np.uint64)
-        self._order = np.argsort(keys, kind="stable")
-        self._keys = keys[self._order]
+        self._places = Places(np.concatenate(keys))
+        self._in_table = Places(keys_of(() if table is None else lance_keys(table)))
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._places)
 
     def find(self, ids: Sequence[str], digests: Sequence[str]) -> np.ndarray:
-        """(N,) int64: where the vectors of products stand, -1 of those that are not there with this digest."""
-        if not len(self._keys):
-            return np.full(len(ids), -1, dtype=np.int64)
-        wanted = _keys(ids, digests)
-        place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-        return np.where(self._keys[place] == wanted, self._order[place], -1)
+        """(N,) int64: where the vectors of products stand, `IN_TABLE` of those whose row is in the table, `NOWHERE` of
+        those that are not there with this digest."""
+        wanted = keys_of(zip(ids, digests, strict=True))
+        return np.where(self._in_table.find(wanted) >= 0, IN_TABLE, self._places.find(wanted))
 
     def take(self, places: np.ndarray) -> pa.Table:
         """All columns of the rows (N,) that `find` gave, in their order; at least one."""
@@ -69,10 +91,20 @@ class StoredVectors:
         return self._held[number]
 
 
-def _keys(ids: Iterable[str], digests: Iterable[str]) -> np.ndarray:
+def lance_keys(path: Path) -> Iterator[tuple[str, str]]:
+    """(product_id, digest) of every row of a Lance table of vectors."""
+    import lancedb
+
+    table = lancedb.connect(path.parent).open_table(path.stem)
+    for batch in table.search().select(KEY_COLUMNS).limit(None).to_batches():
+        yield from zip(batch["product_id"].to_pylist(), batch["digest"].to_pylist(), strict=True)
+
+
+def keys_of(products: Iterable[tuple[str, str]]) -> np.ndarray:
     """(N,) uint64 of each id with its digest: among ten million, two agree by chance once in 370,000 times."""
-    found = [
-        hashlib.blake2b(f"{digest} {product_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        for product_id, digest in zip(ids, digests, strict=True)
-    ]
-    return np.frombuffer(b"".join(found), dtype=np.uint64)
+    return np.fromiter((_key(*product) for product in products), dtype=np.uint64)
+
+
+def _key(product_id: str, digest: str) -> int:
+    told = f"{digest} {product_id}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "little")

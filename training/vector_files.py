@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from moon2_dataset.disk_errors import naming
 from moon2_dataset.shards import write_text
 
 from .checksums import check_lance, lance_checksums, sha256_of
+from .stored_vectors import NOWHERE, Places, keys_of, lance_keys
 from .vector_columns import vector_column
 
 FORMAT = 1
@@ -271,8 +273,7 @@ class VectorsOutput:
             overwrite = json.loads((self.partial / "plan.json").read_text(encoding="utf-8"))["overwrite"]
             change: dict[str, Any] = {"create": overwrite or self.manifest() is None, "gone": []}
             if not change["create"]:
-                there = set(ids)
-                change["gone"] = [product_id for product_id, _ in lance_keys(self.out) if product_id not in there]
+                change["gone"] = list(_not_among(ids, (product_id for product_id, _ in lance_keys(self.out))))
             write_text(self.partial / "change.json", json.dumps(change))
             files = []
         for path in self.shards.vectors.glob(".*"):  # of workers that died
@@ -374,10 +375,10 @@ def _sums(manifest: Mapping[str, Any] | None) -> dict[str, str]:
     return {} if manifest is None else {entry["file"]: entry["sha256"] for entry in manifest["files"]}
 
 
-def lance_keys(path: Path) -> Iterator[tuple[str, str]]:
-    """(product_id, digest) of every row of a Lance table of vectors."""
-    import lancedb
-
-    table = lancedb.connect(path.parent).open_table(path.stem)
-    for batch in table.search().select(["product_id", "digest"]).limit(None).to_batches():
-        yield from zip(batch["product_id"].to_pylist(), batch["digest"].to_pylist(), strict=True)
+def _not_among(ids: Iterable[str], others: Iterable[str]) -> Iterator[str]:
+    """Those of the others that are none of the ids, of which sixteen bytes each are held."""
+    there = Places(keys_of((product_id, "") for product_id in ids))
+    others = iter(others)
+    while some := list(islice(others, IDS_AT_ONCE)):
+        places = there.find(keys_of((product_id, "") for product_id in some))
+        yield from compress(some, places == NOWHERE)
