@@ -23,6 +23,8 @@ from .vector_files import NUMBER_TYPES, ShardFiles, ShardRecord, vectors_schema
 WINDOW_BYTES = 128 << 20  # of pictures in a window; two windows are in memory
 ROWS_AT_ONCE, BYTES_AT_ONCE = 32, 16 << 20  # products that are made and looked up together, and their pictures
 NOTHING = ": neither title nor image; give at least one"
+NOT_FINITE = ": its vector is not finite; check the weights"
+STAYS = "; its vectors stay until it can"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class _Window:
     stored: list[int] = field(default_factory=list)  # where the vectors stand, or NOWHERE
     items: list[dict[str, Any]] = field(default_factory=list)  # of the products without stored vectors
     errors: list[list[Any]] = field(default_factory=list)
+    kept: list[list[Any]] = field(default_factory=list)
     seen: int = 0  # rows of the catalogue, also those that are no products
     unchanged: int = 0
     linked: int = 0
@@ -91,6 +94,7 @@ class _Product(NamedTuple):
     title: str
     pictures: list[dict[str, Any]]
     linked: bool
+    unopened: dict[int, str]  # number of a picture -> why its file cannot be opened
     digest: str
 
     @property
@@ -109,7 +113,8 @@ def encode_shards(
     """Encode shards one after the other; the next is read while one is encoded.
 
     A shard's bytes depend on its products, on what is stored and on the encoder with its batch size, not on the
-    shards before it.
+    shards before it. A product keeps its vectors while the file of a picture that they were made of cannot be opened:
+    its folder may be away.
 
     Args:
         job: what to encode.
@@ -155,6 +160,7 @@ def encode_shards(
         record.unchanged += window.unchanged
         record.linked += window.linked
         record.errors += sorted(window.errors)
+        record.kept += window.kept
         advance(window.seen - told)  # what needed no encoder
         told = 0
         if window.last:
@@ -177,12 +183,16 @@ def _windows(job: ShardJob, shard: int, size: int, stored: StoredVectors) -> Ite
             window.seen += 1
             window.linked += product.linked
             if not product.title and not product.pictures:
-                _lose(job, window, product.row, product.product_id, NOTHING, dropped=True)
+                _lose(job, window.errors, product.row, product.product_id, NOTHING, dropped=True)
                 continue
+            if place == NOWHERE and (why := _lacks_now(job, product)):
+                place = stored.find_ids([product.product_id]).item()
+                if place != NOWHERE:
+                    _lose(job, window.kept, product.row, product.product_id, f"{why}{STAYS}", dropped=False)
             if place != NOWHERE:
                 window.unchanged += 1
                 for message in job.stored_errors.get(product.product_id, ()):
-                    _lose(job, window, product.row, product.product_id, message, dropped=False)
+                    _lose(job, window.errors, product.row, product.product_id, message, dropped=False)
             if place == IN_TABLE:
                 continue
             window.rows.append(product.row)
@@ -213,25 +223,36 @@ def _products(stream: ProductStream, rows: range) -> Iterator[list[_Product]]:
 
 def _product(stream: ProductStream, row: int, values: Mapping[str, Any]) -> _Product:
     """A row with its pictures as bytes; one that is not there keeps its path, and is told of when it is decoded."""
-    pictures, linked = [], False
-    for picture in values["images"][:IMAGES_PER_PRODUCT]:
+    pictures, linked, unopened = [], False, {}
+    for number, picture in enumerate(values["images"][:IMAGES_PER_PRODUCT]):
         data, path = picture["bytes"], picture["path"]
         if not data and path and not stream.from_hub:
             linked = True
             try:
                 data = (stream.root / path).read_bytes()
-            except (OSError, ValueError):
+            except OSError as error:
+                unopened[number] = f"{path} cannot be opened ({error.strerror or error})"
+            except ValueError:  # no path at all
                 pass
         pictures.append({"bytes": data, "path": None if stream.from_hub else path})
     title = values["title"].strip()
     told = [picture_digest(picture["bytes"] or (picture["path"] or "").encode()) for picture in pictures]
-    return _Product(row, values["product_id"], title, pictures, linked, encoded_digest(title, told).hex())
+    return _Product(row, values["product_id"], title, pictures, linked, unopened, encoded_digest(title, told).hex())
 
 
-def _lose(job: ShardJob, window: _Window, row: int, product_id: str, message: str, dropped: bool) -> None:
+def _lacks_now(job: ShardJob, product: _Product) -> str | None:
+    """What cannot be opened of a product and was not missing when its stored vectors were made; text needs nothing."""
+    if job.views == ("text",):
+        return None
+    missing = job.stored_errors.get(product.product_id, ())
+    found = [(f", image {number}: ", why) for number, why in product.unopened.items()]
+    return next((name + why for name, why in found if not any(told.startswith(name) for told in missing)), None)
+
+
+def _lose(job: ShardJob, losses: list[list[Any]], row: int, product_id: str, message: str, dropped: bool) -> None:
     if job.raise_errors:
         raise ValueError(f"{job.stream.place(row)}, product {product_id}{message}")
-    window.errors.append([row, product_id, message, dropped])
+    losses.append([row, product_id, message, dropped])
 
 
 def _table(
@@ -243,12 +264,12 @@ def _table(
     lost = set()
     for loss in encoded.losses:
         row = int(new[loss.row])
-        _lose(job, window, window.rows[row], window.ids[row], loss.message, loss.dropped)
+        _lose(job, window.errors, window.rows[row], window.ids[row], loss.message, loss.dropped)
         if loss.dropped:
             lost.add(loss.row)
     for item in np.flatnonzero(~_finite(encoded)).tolist():
         row = int(new[item])
-        _lose(job, window, window.rows[row], window.ids[row], ": its vector is not finite; check the weights", True)
+        _lose(job, window.errors, window.rows[row], window.ids[row], NOT_FINITE, dropped=True)
         lost.add(item)
     good = np.array([item for item in range(len(new)) if item not in lost], dtype=np.int64)
     columns = [

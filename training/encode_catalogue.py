@@ -81,8 +81,8 @@ class EncodeArguments:
     on_error: str = field(
         default="skip",
         metadata={
-            "help": "skip: leave out a picture that cannot be read, and a product of which nothing is left, and list "
-            "them; raise: stop there."
+            "help": "skip: leave out a picture that cannot be read, and a product of which nothing is left, keep "
+            "vectors while a picture's file cannot be opened, and list all these; raise: stop there."
         },
     )
     errors: str | None = field(
@@ -217,6 +217,7 @@ def encode_catalogue(arguments: EncodeArguments, progress: bool = True) -> dict[
             for record in engine.encode_shards(job, todo, bar.update):
                 records[record.number] = record
         errors = [error for _, record in sorted(records.items()) for error in record.errors]
+        kept = [error for _, record in sorted(records.items()) for error in record.kept]
         counts = {name: sum(getattr(record, name) for record in records.values()) for name in COUNTED}
         dropped = {product_id for _, product_id, _, is_dropped in errors if is_dropped}
         if not counts["encoded"] + counts["unchanged"]:
@@ -228,6 +229,7 @@ def encode_catalogue(arguments: EncodeArguments, progress: bool = True) -> dict[
             "products": counts["encoded"] + counts["unchanged"],
             **counts,
             "errors": errors,
+            "kept": kept,
         }
         told = output.commit(records, manifest, (name for name in stream.ids() if name not in dropped))
     lines = [
@@ -276,13 +278,17 @@ def _told(stream: ProductStream, error: Sequence[Any]) -> RowError:
 
 def _told_errors(told: Mapping[str, Any], stream: ProductStream, path: Path) -> list[str]:
     """Lines on the first errors; all of them go to a file, and one of an earlier run is removed."""
-    errors = [_told(stream, error) for error in told["errors"]]
+    kept = told.get("kept", [])
+    errors = [_told(stream, error) for error in sorted(told["errors"] + kept)]
     dropped = sum(error.dropped for error in errors)
     if not errors:
         path.unlink(missing_ok=True)
         return []
     write_text(path, errors_as_csv(errors))
-    lines = [f"{dropped:,} products left out, {len(errors) - dropped:,} pictures left out; all are in {path}:"]
+    counts = f"{dropped:,} products left out, {len(errors) - dropped - len(kept):,} pictures left out"
+    if kept:
+        counts += f", {len(kept):,} products as they were before, for a picture cannot be opened"
+    lines = [f"{counts}; all are in {path}:"]
     lines += [f"  {error.message}" for error in errors[:SHOWN_ERRORS]]
     return lines + ["  …"] * (len(errors) > SHOWN_ERRORS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -50,17 +51,14 @@ class StoredVectors:
     def __init__(self, files: Sequence[Path], table: Path | None = None) -> None:
         self._groups: list[tuple[Path, int]] = []
         self._held: dict[int, pa.Table] = {}
-        keys, rows = [np.empty(0, dtype=np.uint64)], [0]
+        rows = [0]
         for file in files:
-            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-                for group in range(parquet.num_row_groups):
-                    found = parquet.read_row_group(group, columns=KEY_COLUMNS)
-                    keys.append(keys_of(zip(*(column.to_pylist() for column in found.columns), strict=True)))
-                    self._groups.append((file, group))
-                    rows.append(len(found))
+            metadata = pq.read_metadata(file)
+            self._groups += [(file, group) for group in range(metadata.num_row_groups)]
+            rows += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.cumsum(rows)  # (groups + 1,)
-        self._places = Places(np.concatenate(keys))
-        self._in_table = Places(keys_of(() if table is None else lance_keys(table)))
+        self._table = table
+        self._places, self._in_table = self._read_places(by_digest=True)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -71,6 +69,12 @@ class StoredVectors:
         wanted = keys_of(zip(ids, digests, strict=True))
         return np.where(self._in_table.find(wanted) >= 0, IN_TABLE, self._places.find(wanted))
 
+    def find_ids(self, ids: Sequence[str]) -> np.ndarray:
+        """As `find`, whatever the digest; the first call reads all ids and holds sixteen bytes more of each."""
+        places, in_table = self._by_id
+        wanted = keys_of((product_id, "") for product_id in ids)
+        return np.where(in_table.find(wanted) >= 0, IN_TABLE, places.find(wanted))
+
     def take(self, places: np.ndarray) -> pa.Table:
         """All columns of the rows (N,) that `find` gave, in their order; at least one."""
         groups = np.searchsorted(self._starts, places, side="right") - 1
@@ -80,6 +84,24 @@ class StoredVectors:
             of_group = by_group[groups[by_group] == group]
             tables.append(self._group(group).take(places[of_group] - self._starts[group]))
         return pa.concat_tables(tables).take(np.argsort(by_group, kind="stable"))
+
+    @cached_property
+    def _by_id(self) -> tuple[Places, Places]:
+        return self._read_places(by_digest=False)
+
+    def _read_places(self, by_digest: bool) -> tuple[Places, Places]:
+        """Of the rows in files and of those in the table, by id and digest or by id alone."""
+
+        def keys(products: Iterable[tuple[str, str]]) -> np.ndarray:
+            return keys_of((product_id, digest if by_digest else "") for product_id, digest in products)
+
+        in_files = [np.empty(0, dtype=np.uint64)]
+        for file, group in self._groups:
+            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+                found = parquet.read_row_group(group, columns=KEY_COLUMNS)
+            in_files.append(keys(zip(*(found[name].to_pylist() for name in KEY_COLUMNS), strict=True)))
+        in_table = () if self._table is None else lance_keys(self._table)
+        return Places(np.concatenate(in_files)), Places(keys(in_table))
 
     def _group(self, number: int) -> pa.Table:
         if number not in self._held:

@@ -61,6 +61,7 @@ class ShardRecord:
         linked: products with pictures in files of their own, which may change without the catalogue.
         sha256: of the file.
         errors: [row in the catalogue, product_id, message, whether it cost the product].
+        kept: the same of products that keep their vectors, for a picture cannot be opened now.
     """
 
     number: int
@@ -70,6 +71,7 @@ class ShardRecord:
     linked: int = 0
     sha256: str = ""
     errors: list[list[Any]] = field(default_factory=list)
+    kept: list[list[Any]] = field(default_factory=list)
 
 
 class ShardFiles:

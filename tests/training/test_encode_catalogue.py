@@ -199,6 +199,82 @@ def test_what_cannot_be_encoded_is_left_out_counted_and_listed(model, catalogue,
     assert encode(model, catalogue, out, views=["image", "multimodal"])["encoded"] == 1
 
 
+@pytest.fixture
+def pictures(catalogue, tmp_path) -> Path:
+    """A folder with the pictures of the catalogue, which links them."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+
+    def link(products):
+        for product in products:
+            for number, picture in enumerate(product["images"]):
+                path = folder / f"{product['product_id']}-{number}.png"
+                path.write_bytes(picture["bytes"])
+                picture |= {"bytes": None, "path": str(path)}
+
+    change(catalogue, link)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["out", "out.lance"])
+def test_vectors_stay_while_the_folder_of_linked_pictures_is_away(model, catalogue, pictures, tmp_path, name):
+    out = tmp_path / name
+    read = rows if out.suffix else table_rows
+    products = pq.read_table(catalogue).to_pylist()
+    with_pictures = {product["product_id"] for product in products if product["images"]}
+    first = encode(model, catalogue, out)
+    before = read(out)
+    pictures.rename(tmp_path / "away")
+
+    def edit(products):
+        products[5]["title"] = "Nordvik mug"  # has a picture
+        products[3]["title"] = "Nordvik mug"  # has none
+        products.append(products[5] | {"product_id": "new"})  # has no vectors that could stay
+
+    change(catalogue, edit)
+    assert "p5" in with_pictures and "p3" not in with_pictures
+    with pytest.raises(ValueError, match="row 0, product p0, image 0: .*p0-0.png cannot be opened"):
+        encode(model, catalogue, out, on_error="raise")
+    told = encode(model, catalogue, out)
+    assert (told["products"], told["encoded"], told["unchanged"]) == (25, 2, 23)
+    after = read(out)
+    assert {product for product in after if after[product] != before.get(product)} == {"p3", "new"}
+    assert {product for _, product, _, _ in told["kept"]} == with_pictures
+    lost = len(with_pictures)
+    assert f"0 products left out, 1 pictures left out, {lost} products as they were before" in told["message"]
+    with open(f"{out}.errors.csv", newline="") as file:
+        listed = {row["product_id"]: row["message"] for row in csv.DictReader(file)}
+    assert listed.keys() == with_pictures | {"new"}
+    assert listed["p5"].endswith(
+        "p5-0.png cannot be opened (No such file or directory); its vectors stay until it can"
+    )
+
+    again = encode(model, catalogue, out)  # still away
+    assert (again["encoded"], again["unchanged"], len(again["kept"])) == (0, 25, lost) and read(out) == after
+
+    (tmp_path / "away").rename(pictures)
+    shutil.copy(pictures / "p6-0.png", pictures / "p8-0.png")
+    back = encode(model, catalogue, out)
+    assert back["encoded"] == 3 and not back["kept"] and not back["errors"]
+    found = read(out)
+    assert {product for product in found if found[product] != after[product]} == {"p5", "p8", "new"}
+    assert first["products"] == 24 and back["products"] == 25
+
+
+@pytest.mark.parametrize("views", [["text"], ["multimodal"]])
+def test_a_picture_that_never_was_there_keeps_nothing_as_it_was(model, catalogue, pictures, tmp_path, views):
+    (pictures / "p5-0.png").unlink()
+    encode(model, catalogue, tmp_path / "out", views=views)
+    change(catalogue, lambda products: products[5].update(title="Nordvik mug"))
+    told = encode(model, catalogue, tmp_path / "out", views=views)
+    assert (told["encoded"], told["unchanged"]) == (1, told["products"] - 1) and not told["kept"]
+
+
+def table_rows(folder: Path) -> dict[str, list[float]]:
+    table = pq.read_table(folder)
+    return dict(zip(table["product_id"].to_pylist(), table["multimodal_vector"].to_pylist(), strict=True))
+
+
 def test_a_run_that_finds_nothing_to_do_lists_the_errors_that_a_killed_one_did_not(model, catalogue, tmp_path):
     change(catalogue, lambda products: products[6]["images"].append({"bytes": b"no picture", "path": None}))
     encode(model, catalogue, tmp_path / "out")
