@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,9 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 from catalogue_runs import change, contents, encode, rows
+from lancedb.index import BTree
 
+from moon2_training import vector_files
 from moon2_training.cli import main
 from moon2_training.encode import Encoder
 from moon2_training.encode_catalogue import EncodeArguments
@@ -345,6 +348,53 @@ def test_a_lance_table_is_made_and_brought_up_to_date_in_place(model, catalogue,
     assert not (tmp_path / "shop.lance.partial").exists()
     assert encode(model, catalogue, out, overwrite=True, truncate_dim=48)["encoded"] == 23
     assert set(rows(out)) == set(after)
+
+
+def test_a_lance_table_that_changes_every_day_keeps_its_indexes_whole_and_no_old_files(
+    model, catalogue, tmp_path, monkeypatch
+):
+    encode(model, catalogue, tmp_path / "shop.lance")
+    table = lancedb.connect(tmp_path).open_table("shop")
+    table.create_index("product_id", config=BTree())
+    (index,) = table.list_indices()
+    reader, before = lancedb.connect(tmp_path).open_table("shop"), rows(tmp_path / "shop.lance")
+
+    def update(day: int) -> None:
+        def edit(products):
+            for product in products:
+                product["title"] = f"mug of day {day}"
+
+        change(catalogue, edit)
+        assert encode(model, catalogue, tmp_path / "shop.lance")["encoded"] == 24 - day
+        stats = lancedb.connect(tmp_path).open_table("shop").index_stats(index.name)
+        assert (stats.num_indexed_rows, stats.num_unindexed_rows) == (24 - day, 0)
+
+    update(0)
+    found = reader.search().limit(None).to_arrow().to_pylist()  # of before, for whoever has it open
+    assert {row["product_id"]: row["multimodal_vector"] for row in found} == before
+    monkeypatch.setattr(vector_files, "OLD_VERSIONS", timedelta(0))
+    monkeypatch.setattr(vector_files, "MARGIN", timedelta(0))
+    for day in range(1, 4):
+        change(catalogue, lambda products: products[1:])
+        update(day)
+        assert len(lancedb.connect(tmp_path).open_table("shop").list_versions()) == 1
+        told = json.loads((tmp_path / "shop.lance.json").read_text())["files"]
+        assert len(list((tmp_path / "shop.lance" / "data").iterdir())) == len(told) == 1
+    assert "nothing has changed" in encode(model, catalogue, tmp_path / "shop.lance")["message"]
+
+
+def test_a_version_goes_an_hour_after_it_was_replaced_however_old_it_is():
+    written = [datetime(2026, 3, day, 12) for day in (1, 2, 3)] + [datetime(2026, 3, 3, 12, 30)]
+    at = {  # of the 1st to the 3rd, the last of all is never removed
+        datetime(2026, 3, 1, 12, 30): None,  # nothing was replaced
+        datetime(2026, 3, 2, 12, 30): datetime(2026, 3, 1, 12),
+        datetime(2026, 3, 3, 12, 45): datetime(2026, 3, 2, 12),
+        datetime(2026, 3, 3, 13, 15): datetime(2026, 3, 3, 12),
+        datetime(2026, 3, 3, 13, 45): datetime(2026, 3, 3, 12, 30),
+    }
+    for now, oldest in at.items():
+        age = vector_files.age_of_replaced([when for when in written if when <= now], now)
+        assert age == (None if oldest is None else now - oldest + vector_files.MARGIN)
 
 
 def test_a_lance_table_can_be_the_catalogue(model, catalogue, tmp_path):
