@@ -52,9 +52,10 @@ class Changes(NamedTuple):
         added: products that were not there.
         replaced: products whose row was written anew.
         unchanged: products that were there just so.
-        encoded: of added and replaced, those that were encoded; the others kept their vectors.
+        encoded: of added and replaced, those that were encoded; the others kept their vectors, or were taken.
         errors: products that are not in the index, and why.
         cancelled: whether it stopped before the last product.
+        taken: of added and replaced, those whose vectors were written before.
     """
 
     added: int = 0
@@ -63,6 +64,7 @@ class Changes(NamedTuple):
     encoded: int = 0
     errors: tuple[RowError, ...] = ()
     cancelled: bool = False
+    taken: int = 0
 
 
 class CatalogueIndex(ProductTable):
@@ -191,9 +193,8 @@ class CatalogueIndex(ProductTable):
             finally:
                 unwritten.write()
             self._refresh(bool(counts["added"] or counts["replaced"]))
-        return Changes(
-            counts["added"], counts["replaced"], counts["unchanged"], counts["encoded"], tuple(errors), cancelled
-        )
+        told = {name: counts[name] for name in ("added", "replaced", "unchanged", "encoded", "taken")}
+        return Changes(**told, errors=tuple(errors), cancelled=cancelled)
 
     def delete(self, product_ids: Iterable[str]) -> int:
         """Delete products; ids that are not there are passed over.
@@ -322,7 +323,8 @@ class CatalogueIndex(ProductTable):
         rows = [row for row in rows if vector_column("multimodal") in row]
         replaced = sum(row["product_id"] in known for row in rows)
         known.update((row["product_id"], (row["content_key"], row["encoded_key"])) for row in rows)
-        counts.update(added=len(rows) - replaced, replaced=replaced, encoded=len(rows) - len(before) - taken)
+        encoded = len(rows) - len(before) - taken
+        counts.update(added=len(rows) - replaced, replaced=replaced, encoded=encoded, taken=taken)
         return rows, replaced > 0
 
     def _encode(self, rows: Sequence[dict[str, Any]], errors: list[RowError], vectors: WrittenVectors | None) -> int:

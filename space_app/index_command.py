@@ -189,9 +189,10 @@ def add_catalogue(arguments: IndexArguments, folder: CatalogueFolder, index: Cat
         with Bar("index") as bar:
             changes = index.add(_noting_ids(source, there), bar.update, total=source.num_rows, vectors=vectors)
         errors = [*source.errors, *changes.errors]
+    taken = f"{changes.taken:,} taken from {arguments.vectors}, " if arguments.vectors else ""
     print(
         f"{changes.added:,} added, {changes.replaced:,} replaced, {changes.unchanged:,} as before; "
-        f"{changes.encoded:,} encoded"
+        f"{taken}{changes.encoded:,} encoded"
     )
     _tell_errors(errors, arguments.errors)
     if source.is_cut:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from moon2_dataset.build.clean import MAX_TITLE, clean_text
 from moon2_dataset.product_stream import ProductStream
 from moon2_dataset.shards import ShardWriter
 
@@ -235,7 +236,7 @@ def _product(stream: ProductStream, row: int, values: Mapping[str, Any]) -> _Pro
             except ValueError:  # no path at all
                 pass
         pictures.append({"bytes": data, "path": None if stream.from_hub else path})
-    title = values["title"].strip()
+    title, _ = clean_text(values["title"], MAX_TITLE)  # as an index has it, which may take these vectors
     told = [picture_digest(picture["bytes"] or (picture["path"] or "").encode()) for picture in pictures]
     return _Product(row, values["product_id"], title, pictures, linked, unopened, encoded_digest(title, told).hex())
 

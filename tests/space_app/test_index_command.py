@@ -137,14 +137,22 @@ def test_wrong_options_are_refused(run, options, told):
 @pytest.mark.parametrize("out", ["vectors", "vectors.lance"])
 def test_vectors_that_were_written_are_taken_and_only_what_changed_is_encoded(run, saved_model, shop, tmp_path, out):
     products, out = tmp_path / "products.parquet", tmp_path / out
-    shop.products.to_parquet(products)
+    changed = shop.products.to_list()
+    titles = [
+        "Lumo  red\tmug ",
+        "R&amp;D <b>mug</b> &Eacute;t&eacute;",
+        "mug " * 400,
+        "nan",
+    ]  # one of a product with a picture
+    for product, title in zip(changed[5:9], titles, strict=True):
+        product["title"] = title
+    Dataset.from_list(changed, features=shop.products.features).to_parquet(products)
     options = {"views": ["text", "image", "multimodal"], "batch_size": 4}
     encode_catalogue(EncodeArguments(str(saved_model), [str(products)], str(out), **options), progress=False)
-    changed = shop.products.to_list()
-    changed[5]["title"] = "Lumo red mug"
+    changed[4]["title"] = "Lumo red mug"
     Dataset.from_list(changed, features=shop.products.features).to_parquet(products)
     printed = run(products, "--model", saved_model, "--vectors", out)
-    assert "24 added, 0 replaced, 0 as before; 1 encoded" in printed
+    assert f"24 added, 0 replaced, 0 as before; 23 taken from {out}, 1 encoded" in printed
     taken = {view: dict(zip(*table(tmp_path).vectors(view), strict=True)) for view in options["views"]}
     run(products, "--model", saved_model, "--data_dir", tmp_path / "fresh")
     for view, vectors in taken.items():
@@ -168,7 +176,7 @@ def test_vectors_of_a_float32_model_as_a_gpu_makes_them_are_refused_with_the_dty
         run(products, "--model", saved_model, "--vectors", out)
     given = EncodeArguments(str(saved_model), [str(products)], str(out), dtype="float32", overwrite=True, **options)
     encode_catalogue(given, progress=False)
-    assert "24 added, 0 replaced, 0 as before; 0 encoded" in run(products, "--model", saved_model, "--vectors", out)
+    assert f"24 taken from {out}, 0 encoded" in run(products, "--model", saved_model, "--vectors", out)
 
 
 def test_vectors_that_do_not_fit_are_refused(run, saved_model, shop, tmp_path):
