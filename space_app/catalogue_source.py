@@ -21,6 +21,7 @@ from moon2_dataset.build.clean import DROP_REASONS, NOTE_REASONS, Cleaned, clean
 from moon2_dataset.build.image_root import ImageRoot
 from moon2_dataset.build.mapping import Column
 from moon2_dataset.build.picture_addresses import picture_addresses
+from moon2_dataset.build.pictures import MISSING, NOT_FETCHED
 from moon2_dataset.build.raw_rows import RawRow
 from moon2_dataset.build.sources import FORMATS, Source, open_source
 from moon2_dataset.build.tables import ImageFolder
@@ -78,6 +79,7 @@ class CatalogueSource:
         errors: of the last reading, in order.
         num_rows: how many rows there are, or None where only reading tells.
         is_cut: whether the last reading ended at the limit of rows, before the last row.
+        unopened: ids of the products, as far as read, with a picture whose file cannot be opened.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
@@ -101,6 +103,7 @@ class CatalogueSource:
         self.limits = limits
         self.errors: list[RowError] = []
         self.is_cut = False
+        self.unopened: set[str] = set()
         self._unpacked: Path | None = None
         self._before: list[RowError] = []  # what unpacking found
         try:
@@ -130,7 +133,7 @@ class CatalogueSource:
         return self._source.explain()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.errors, self.is_cut = list(self._before), False
+        self.errors, self.is_cut, self.unopened = list(self._before), False, set()
         seen: set[str] = set()
         mapping = self._source.mapping
         rows = (row for batch in self._source.batches(size=100) for row in batch)
@@ -158,6 +161,8 @@ class CatalogueSource:
             for code, detail in cleaned.notes:
                 told = _told(row.place, NOTE_REASONS.get(code, code), detail)
                 self.errors.append(RowError(row.number, product_id, f"{told}; the product stays", dropped=False))
+                if code in (MISSING, NOT_FETCHED):
+                    self.unopened.add(product_id)
             yield product
 
     def _open(

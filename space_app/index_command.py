@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from .index_manifest import OtherEncoderError
 from .product_table import ProductTable, check_files, naming_damage
 
 SHOWN_ERRORS = 10
+LOOKED_UP = 64  # products of which an index is asked at once
 OWNER_LIMITS = Limits(rows=None, file_bytes=None, unpacked_bytes=None, files=None)  # of who runs the command
 
 
@@ -181,35 +183,51 @@ def add_catalogue(arguments: IndexArguments, folder: CatalogueFolder, index: Cat
     with CatalogueSource(arguments.catalogue, folder.scratch, given, root, limits) as source:
         print("\n".join(source.explain()))
         there: set[str] = set()
+        kept: list[str] = []
         vectors = None
         if arguments.vectors:
             manifest = index.manifest
             dtype = index.encoder.model.dtype
             vectors = WrittenVectors(arguments.vectors, manifest["fingerprint"], manifest["dimension"], dtype)
         with Bar("index") as bar:
-            changes = index.add(_noting_ids(source, there), bar.update, total=source.num_rows, vectors=vectors)
+            products = _to_add(source, index, there, kept)
+            changes = index.add(products, bar.update, total=source.num_rows, vectors=vectors)
         errors = [*source.errors, *changes.errors]
     taken = f"{changes.taken:,} taken from {arguments.vectors}, " if arguments.vectors else ""
     print(
         f"{changes.added:,} added, {changes.replaced:,} replaced, {changes.unchanged:,} as before; "
         f"{taken}{changes.encoded:,} encoded"
     )
+    if kept:
+        print(f"{len(kept):,} products stay as they are, for a picture that they have cannot be opened now")
     _tell_errors(errors, arguments.errors)
     if source.is_cut:
-        kept = ", and nothing deleted" if arguments.prune else ""
+        undeleted = ", and nothing deleted" if arguments.prune else ""
         print(
-            f"not all of the catalogue was read{kept}, for it has over {arguments.max_rows:,} rows; raise --max_rows"
+            f"not all of the catalogue was read{undeleted}, for it has over {arguments.max_rows:,} rows; "
+            "raise --max_rows"
         )
     elif arguments.prune:
-        kept = there | {error.product_id for error in errors}  # a row that cannot be read now is no reason to delete
-        print(f"{index.delete(set(index.ids()) - kept):,} products deleted that the catalogue no longer has")
+        named = there | {error.product_id for error in errors}  # a row that cannot be read now is no reason to delete
+        print(f"{index.delete(set(index.ids()) - named):,} products deleted that the catalogue no longer has")
     return there
 
 
-def _noting_ids(products: Iterable[Mapping[str, Any]], ids: set[str]) -> Iterator[Mapping[str, Any]]:
-    for product in products:
-        ids.add(product["product_id"])
-        yield product
+def _to_add(
+    source: CatalogueSource, index: CatalogueIndex, ids: set[str], kept: list[str]
+) -> Iterator[Mapping[str, Any]]:
+    """Products of a catalogue, whose ids are noted, but those that would lose a picture, whose folder may be away."""
+    given = iter(source)
+    while products := list(itertools.islice(given, LOOKED_UP)):
+        ids.update(product["product_id"] for product in products)
+        unopened = [product["product_id"] for product in products if product["product_id"] in source.unopened]
+        stored = index.products(unopened, ["images"]) if unopened else {}
+        for product in products:
+            there = stored.get(product["product_id"])
+            if there is not None and len(there["images"]) > len(product["images"]):
+                kept.append(product["product_id"])
+            else:
+                yield product
 
 
 def _tell_errors(errors: Sequence[RowError], path: str | None) -> None:

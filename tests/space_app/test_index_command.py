@@ -65,6 +65,28 @@ def test_a_row_that_cannot_be_read_now_is_not_pruned(run, saved_model, catalogue
     assert sorted(table(tmp_path).ids()) == ["1", "2"]
 
 
+def test_products_stay_as_they_are_while_the_folder_of_their_pictures_is_away(run, saved_model, tmp_path, make_image):
+    catalogue, pictures = tmp_path / "shop.csv", tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("1.png", "2.png"):
+        make_image(int(name[0])).save(pictures / name)
+    written = "id,title,image\n1,Red mug,pictures/1.png\n2,,pictures/2.png\n3,Teapot,pictures/never.png\n4,Shoes,\n"
+    catalogue.write_text(written)
+    run(catalogue, "--model", saved_model)
+    before = table(tmp_path).products(["1", "2"], ["title", "images", "image_vector"])
+    pictures.rename(tmp_path / "away")
+    catalogue.write_text(written.replace("Red", "Navy").replace("Teapot", "Lumo teapot").replace("Shoes", "Boots"))
+    printed = run(catalogue, "--prune", "true")
+    assert "0 added, 2 replaced, 0 as before; 2 encoded" in printed
+    assert "1 products stay as they are, for a picture that they have cannot be opened now" in printed
+    assert table(tmp_path).products(["1", "2"], ["title", "images", "image_vector"]) == before
+    found = table(tmp_path).products(["3", "4"], ["title"])
+    assert [found[name]["title"] for name in ("3", "4")] == ["Lumo teapot", "Boots"]
+    (tmp_path / "away").rename(pictures)
+    assert "0 added, 1 replaced, 3 as before; 1 encoded" in run(catalogue)
+    assert table(tmp_path).products(["1"], ["title"])["1"]["title"] == "Navy mug"
+
+
 def test_a_catalogue_over_the_limit_of_rows_prunes_nothing(run, saved_model, catalogue, tmp_path):
     run(catalogue, "--model", saved_model)
     printed = run(catalogue, "--prune", "true", "--max_rows", "2")
