@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moon2_training.stored_vectors import StoredVectors
+from moon2_training.stored_vectors import IN_TABLE, NOWHERE, StoredVectors
 
 
 @pytest.fixture
@@ -44,3 +45,15 @@ def test_another_digest_or_id_is_not_found(files):
     stored = StoredVectors(files)
     assert stored.find(["p1", "p1", "p90", ""], ["01", "02", "10", ""]).tolist() == [1, -1, -1, -1]
     assert StoredVectors([]).find(["p1"], ["01"]).tolist() == [-1]
+
+
+def test_a_product_is_found_by_its_id_alone_whatever_its_digest_and_first_in_the_table(files, tmp_path):
+    stored = StoredVectors(files)
+    places = stored.find_ids(["p89", "p7", "p90"])
+    assert places.tolist() == [89, 7, NOWHERE]
+    assert stored.take(places[:2])["product_id"].to_pylist() == ["p89", "p7"]
+    rows = pa.table({"product_id": ["p7", "x"], "digest": ["2", "01"]})
+    lancedb.connect(tmp_path).create_table("there", data=rows)
+    stored = StoredVectors(files, tmp_path / "there.lance")
+    assert stored.find_ids(["p7", "x", "p8", "y"]).tolist() == [IN_TABLE, IN_TABLE, 8, NOWHERE]
+    assert stored.find(["p7", "x", "p7"], ["2", "01", "01"]).tolist() == [IN_TABLE, IN_TABLE, 7]
