@@ -7,7 +7,6 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from lancedb.table import AsyncTable
 from moon2_training.checksums import lance_checksums, lance_files
 from moon2_training.encode import VIEWS, Encoder
 from moon2_training.evaluate import AnyEncoder
+from moon2_training.lance_versions import compact
 from moon2_training.saved_encoder import encoder_fingerprint
 from moon2_training.vector_columns import VECTOR_COLUMNS, vector_column
 from moon2_training.written_vectors import WrittenVectors
@@ -39,7 +39,6 @@ IDS_AT_ONCE = 1000
 CHECKED_BYTES = 256 << 20  # a table of no more is compared with its checksums when it is opened
 # Queries ask for multimodal vectors; products for those like them, by any one view.
 SEARCHES = (*((view, "multimodal") for view in VIEWS), ("text", "text"), ("image", "image"))
-OLD_VERSIONS = timedelta(hours=1)  # that a query may still be reading
 
 Cancel = threading.Event | Callable[[], bool]
 Progress = Callable[[int, int | None], None]
@@ -382,7 +381,7 @@ class CatalogueIndex(ProductTable):
         if not (is_changed or is_due or lacking) and is_listed:
             return
         if is_due or ann is None or is_scattered(self._table):
-            self._table.optimize(cleanup_older_than=OLD_VERSIONS)  # first: it moves rows, and indexes after them
+            compact(self._table)  # first: it moves rows, and indexes after them
         if "title" in lacking:
             self._table.create_index("title", config=FTS(base_tokenizer="icu", remove_stop_words=False))
         for column in sorted(lacking - {"title"}):

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from importlib.util import find_spec
 from itertools import compress, islice
 from pathlib import Path
@@ -22,6 +21,7 @@ from moon2_dataset.disk_errors import naming
 from moon2_dataset.shards import write_text
 
 from .checksums import check_lance, lance_checksums, sha256_of
+from .lance_versions import compact
 from .stored_vectors import NOWHERE, Places, keys_of, lance_keys
 from .vector_columns import vector_column
 
@@ -30,8 +30,6 @@ LANCE = ".lance"
 PARTIAL = ".partial"  # OUT is built in OUT.partial
 NUMBER_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 IDS_AT_ONCE = 1000
-OLD_VERSIONS = timedelta(hours=1)  # of a Lance table, which a reader may still have open
-MARGIN, NEVER = timedelta(minutes=1), timedelta(days=36_500)
 TOLD = {
     "format": "were made by another version of moon2",
     "fingerprint": "were made with another encoder",
@@ -334,10 +332,7 @@ class VectorsOutput:
             if len(changed):
                 merge = table.merge_insert("product_id").when_matched_update_all().when_not_matched_insert_all()
                 merge.execute(changed, on_bad_vectors="null")
-        table.optimize(cleanup_older_than=NEVER)
-        written, now = [version["timestamp"] for version in table.list_versions()], datetime.now()
-        if (age := age_of_replaced(written, now)) is not None:
-            table.optimize(cleanup_older_than=age)
+        compact(table)
 
     def _put_in_place(self, new: Path) -> None:
         """Rename a folder to OUT; what is there is moved into OUT.partial."""
@@ -378,19 +373,6 @@ class VectorsOutput:
                 f"the vectors in {place} {', and '.join(reasons)}; give another output, or --overwrite true to encode "
                 "all of them again"
             )
-
-
-def age_of_replaced(written: Sequence[datetime], now: datetime) -> timedelta | None:
-    """The age beyond which versions of a Lance table were replaced over an hour ago; None if none was.
-
-    Lance counts from when a version was written. Its reader may have opened it just before it was replaced.
-
-    Args:
-        written: when each version was.
-        now: the time on the same clock.
-    """
-    last = max((when for when in written if when <= now - OLD_VERSIONS), default=None)
-    return None if last is None else now - last + MARGIN
 
 
 def _sums(manifest: Mapping[str, Any] | None) -> dict[str, str]:

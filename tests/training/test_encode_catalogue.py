@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import datasets
@@ -15,7 +15,7 @@ import pytest
 from catalogue_runs import change, contents, encode, rows
 from lancedb.index import BTree
 
-from moon2_training import vector_files
+from moon2_training import lance_versions
 from moon2_training.cli import main
 from moon2_training.encode import Encoder
 from moon2_training.encode_catalogue import EncodeArguments
@@ -372,8 +372,8 @@ def test_a_lance_table_that_changes_every_day_keeps_its_indexes_whole_and_no_old
     update(0)
     found = reader.search().limit(None).to_arrow().to_pylist()  # of before, for whoever has it open
     assert {row["product_id"]: row["multimodal_vector"] for row in found} == before
-    monkeypatch.setattr(vector_files, "OLD_VERSIONS", timedelta(0))
-    monkeypatch.setattr(vector_files, "MARGIN", timedelta(0))
+    monkeypatch.setattr(lance_versions, "OLD_VERSIONS", timedelta(0))
+    monkeypatch.setattr(lance_versions, "MARGIN", timedelta(0))
     for day in range(1, 4):
         change(catalogue, lambda products: products[1:])
         update(day)
@@ -381,20 +381,6 @@ def test_a_lance_table_that_changes_every_day_keeps_its_indexes_whole_and_no_old
         told = json.loads((tmp_path / "shop.lance.json").read_text())["files"]
         assert len(list((tmp_path / "shop.lance" / "data").iterdir())) == len(told) == 1
     assert "nothing has changed" in encode(model, catalogue, tmp_path / "shop.lance")["message"]
-
-
-def test_a_version_goes_an_hour_after_it_was_replaced_however_old_it_is():
-    written = [datetime(2026, 3, day, 12) for day in (1, 2, 3)] + [datetime(2026, 3, 3, 12, 30)]
-    at = {  # of the 1st to the 3rd, the last of all is never removed
-        datetime(2026, 3, 1, 12, 30): None,  # nothing was replaced
-        datetime(2026, 3, 2, 12, 30): datetime(2026, 3, 1, 12),
-        datetime(2026, 3, 3, 12, 45): datetime(2026, 3, 2, 12),
-        datetime(2026, 3, 3, 13, 15): datetime(2026, 3, 3, 12),
-        datetime(2026, 3, 3, 13, 45): datetime(2026, 3, 3, 12, 30),
-    }
-    for now, oldest in at.items():
-        age = vector_files.age_of_replaced([when for when in written if when <= now], now)
-        assert age == (None if oldest is None else now - oldest + vector_files.MARGIN)
 
 
 def test_a_lance_table_can_be_the_catalogue(model, catalogue, tmp_path):
