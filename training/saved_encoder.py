@@ -79,10 +79,11 @@ def _naming_damage(model_id: str | os.PathLike) -> Iterator[None]:
 
 
 def encoder_fingerprint(model: PreTrainedModel, processor: ProcessorMixin) -> str:
-    """Hash what an embedding depends on: the weights with their names and types, the configuration, the processor.
+    """Hash what an embedding depends on: the weights with their names, the configuration, the processor.
 
-    The same for a model in memory, saved and loaded again, wherever it stands; another where it is loaded in another
-    type, for then it answers with other numbers.
+    The same for a model in memory, saved and loaded again, wherever it stands, in float32 and in bfloat16, whose
+    vectors differ by about a thousandth: a catalogue that was encoded on a GPU is searched on a CPU. So weights are
+    hashed as they are in bfloat16.
 
     Args:
         model: a Moon2Model.
@@ -97,8 +98,9 @@ def encoder_fingerprint(model: PreTrainedModel, processor: ProcessorMixin) -> st
     parts += [tokenizer.backend_tokenizer.to_str(), tokenizer.model_max_length, processor.chat_template]
     digest.update(json.dumps([_told(part) for part in parts], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        tensor = tensor.detach().to("cpu", torch.bfloat16 if tensor.is_floating_point() else tensor.dtype)
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

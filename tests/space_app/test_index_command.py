@@ -183,7 +183,7 @@ def test_vectors_that_were_written_are_taken_and_only_what_changed_is_encoded(ru
         np.testing.assert_allclose(np.stack([vectors[name] for name in ids]), fresh, atol=1e-5)
 
 
-def test_vectors_of_a_float32_model_as_a_gpu_makes_them_are_refused_with_the_dtype_that_the_index_needs(
+def test_vectors_as_a_gpu_makes_them_are_taken_and_those_of_float16_are_refused_with_the_dtype_that_the_index_needs(
     run, saved_model, shop, tmp_path
 ):
     products, out = tmp_path / "products.parquet", tmp_path / "vectors"
@@ -191,9 +191,13 @@ def test_vectors_of_a_float32_model_as_a_gpu_makes_them_are_refused_with_the_dty
     dtype = load_for_encoding(str(saved_model), gpu=True, on_cpu=True)[0].dtype
     assert dtype == torch.bfloat16
     options = {"views": ["text", "image", "multimodal"], "batch_size": 4}
-    given = EncodeArguments(str(saved_model), [str(products)], str(out), dtype="bfloat16", **options)
+    given = EncodeArguments(str(saved_model), [str(products)], str(tmp_path / "gpu"), dtype="bfloat16", **options)
     encode_catalogue(given, progress=False)
-    way = "made with weights in bfloat16, the index needs float32; encode again with --dtype float32 --overwrite true"
+    taken = run(products, "--model", saved_model, "--vectors", tmp_path / "gpu", "--data_dir", tmp_path / "other")
+    assert "24 taken from" in taken and ", 0 encoded" in taken
+    given = EncodeArguments(str(saved_model), [str(products)], str(out), dtype="float16", **options)
+    encode_catalogue(given, progress=False)
+    way = "made with weights in float16, the index needs float32; encode again with --dtype float32 --overwrite true"
     with pytest.raises(ValueError, match=way):
         run(products, "--model", saved_model, "--vectors", out)
     given = EncodeArguments(str(saved_model), [str(products)], str(out), dtype="float32", overwrite=True, **options)
