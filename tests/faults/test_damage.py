@@ -89,7 +89,7 @@ def test_a_damaged_model_is_not_pushed(model):
     check_folder(model)
     weights = model / "model.safetensors"
     content = bytearray(weights.read_bytes())
-    content[-5] ^= 16
+    content[-7] ^= 16
     weights.write_bytes(content)
     with pytest.raises(ValueError, match="model.safetensors: not as SHA256SUMS says: damaged"):
         check_folder(model)
@@ -110,7 +110,7 @@ def test_one_flipped_bit_makes_another_encoder_of_a_model_without_checksums(mode
     before = encoder_fingerprint(*load_encoder(model))
     weights = model / "model.safetensors"
     content = bytearray(weights.read_bytes())
-    content[-7] ^= 1
+    content[-5] ^= 1
     weights.write_bytes(content)
     assert encoder_fingerprint(*load_encoder(model)) != before
 
@@ -178,7 +178,7 @@ def test_a_run_does_not_go_on_from_a_damaged_checkpoint(saved_shop, tmp_path):
     train([*argv, "--max_steps", "2"])
     weights = tmp_path / "run" / "checkpoint-2" / "model.safetensors"
     content = bytearray(weights.read_bytes())
-    content[-7] ^= 1
+    content[-5] ^= 1
     weights.write_bytes(content)
     with pytest.raises(ValueError, match="checkpoint-2/model.safetensors: not as SHA256SUMS says"):
         train(argv)
