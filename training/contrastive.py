@@ -29,7 +29,12 @@ def negative_mask(product_keys: Tensor, title_keys: Tensor, positive_keys: Tenso
     Returns:
         (A, N) bool, True where the candidate is a negative of the anchor.
     """
-    same_product = (positive_keys[:, :, None] == product_keys).any(dim=1)  # (A, P, N) -> (A, N)
+    ordered = product_keys.sort().values  # (N,)
+    first = torch.searchsorted(ordered, product_keys)  # (N,) where a candidate's product begins
+    place = torch.searchsorted(ordered, positive_keys).clamp(max=len(ordered) - 1)  # (A, P)
+    place = torch.where(ordered[place] == positive_keys, place, len(ordered))  # behind all, where no candidate has it
+    is_right = torch.zeros(len(place), len(ordered) + 1, dtype=torch.bool, device=place.device)
+    same_product = is_right.scatter_(1, place, True)[:, first]  # (A, N), without P of them
     same_title = positive_titles[:, None] == title_keys  # (A, N)
     return ~(same_product | same_title)
 

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moon2_training import contrastive
 from moon2_training.contrastive import masked_info_nce, negative_mask
@@ -18,6 +21,45 @@ def test_negative_mask_by_hand() -> None:
     )
     # Row 1: itself, its title again, another known positive, its product again. Row 2: only itself.
     assert mask.tolist() == [[False, True, False, False, False], [True, False, True, True, True]]
+
+
+def pair_by_pair(product_keys: Tensor, title_keys: Tensor, positive_keys: Tensor, positive_titles: Tensor) -> Tensor:
+    same_product = (positive_keys[:, :, None] == product_keys).any(dim=1)
+    return ~(same_product | (positive_titles[:, None] == title_keys))
+
+
+def random_keys(seed: int, anchors: int, right: int, candidates: int) -> tuple[Tensor, ...]:
+    """Few products, so that they meet; negative ones too, and 0 both as padding and as an empty candidate."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((candidates,), (candidates,), (anchors, right), (anchors,))
+    keys = [torch.randint(-20, 20, shape, generator=generator) * (1 << 55) for shape in shapes]
+    keys[2] = keys[2] * (torch.rand(anchors, right, generator=generator) < 0.5)
+    return tuple(keys)
+
+
+@pytest.mark.parametrize(("anchors", "right", "candidates"), [(1, 1, 1), (7, 1, 30), (30, 9, 50), (5, 40, 3)])
+def test_negative_mask_is_that_of_all_pairs(anchors: int, right: int, candidates: int) -> None:
+    for seed in range(5):
+        keys = random_keys(seed, anchors, right, candidates)
+        assert torch.equal(negative_mask(*keys), pair_by_pair(*keys))
+
+
+def test_negative_mask_is_traced_and_has_no_row_for_each_right_product() -> None:
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            for tensor in made if isinstance(made, tuple | list) else [made]:
+                self.elements = max(self.elements, tensor.numel())
+            return made
+
+    keys = random_keys(0, 60, 50, 70)
+    with Largest() as largest:
+        negative_mask(*keys)
+    assert largest.elements <= 60 * 71
+    with FakeTensorMode() as fake:  # nothing of it depends on what the keys are
+        assert negative_mask(*map(fake.from_tensor, keys)).shape == (60, 70)
 
 
 def test_info_nce_by_hand_and_zero_without_negatives() -> None:
