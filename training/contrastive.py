@@ -12,9 +12,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-LOGITS_AT_ONCE = 1 << 22  # of a contrastive term: where there are more, anchors are taken in blocks
+from .similarity_blocks import in_blocks
 
 
 def negative_mask(product_keys: Tensor, title_keys: Tensor, positive_keys: Tensor, positive_titles: Tensor) -> Tensor:
@@ -56,25 +55,11 @@ def masked_info_nce(
 
     Of a large batch only one block of the (A, N) logits exists at a time; the gradient computes it again.
     """
-    block = max(1, LOGITS_AT_ONCE // len(candidates))
-    if len(anchors) <= block:
-        return _info_nce(anchors, candidates, targets, negatives, temperature)
-    blocks = zip(anchors.split(block), targets.split(block), negatives.split(block), strict=True)
-    return torch.cat(
-        [
-            checkpoint(
-                _info_nce,
-                of_anchors,
-                candidates,
-                of_targets,
-                of_negatives,
-                temperature,
-                use_reentrant=False,
-                preserve_rng_state=False,  # nothing is random
-            )
-            for of_anchors, of_targets, of_negatives in blocks
-        ]
-    )
+
+    def term(of_anchors: Tensor, of_targets: Tensor, of_negatives: Tensor) -> Tensor:
+        return _info_nce(of_anchors, candidates, of_targets, of_negatives, temperature)
+
+    return in_blocks(term, len(candidates), anchors, targets, negatives)
 
 
 def _info_nce(anchors: Tensor, candidates: Tensor, targets: Tensor, negatives: Tensor, temperature: Tensor) -> Tensor:

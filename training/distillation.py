@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .similarity_blocks import in_blocks
+
 if TYPE_CHECKING:
     from .teacher_features import Taught
 
@@ -36,17 +38,23 @@ def affinity_distillation(
 
     Reference: CLIP-KD (Yang et al., CVPR 2024, arXiv 2307.12732), affinity mimicking.
     """
-    itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
-    left_out = itself | ~valid  # (N, N)
+    rows = torch.arange(len(student), device=student.device)
+    teacher = teacher.detach().to(student.dtype)
 
-    def affinities(vectors: Tensor, divisor: float) -> Tensor:
-        logits = vectors @ vectors.T / divisor
-        return logits.masked_fill(left_out, torch.finfo(logits.dtype).min).log_softmax(dim=-1)  # not -inf: 0·∞ is NaN
+    def divergence(of_rows: Tensor, of_student: Tensor, of_teacher: Tensor) -> Tensor:
+        left_out = (of_rows[:, None] == rows) | ~valid  # (n, N)
 
-    with torch.autocast(student.device.type, enabled=False):  # dividing by T magnifies the rounding of bfloat16
-        wanted = affinities(teacher.detach().to(student.dtype), teacher_temperature)  # (N, N)
-        divergence = (wanted.exp() * (wanted - affinities(student, temperature))).sum(dim=-1)  # (N,)
-    return torch.where(valid, divergence, 0).sum() / valid.sum().clamp(min=1)
+        def affinities(left: Tensor, right: Tensor, divisor: float) -> Tensor:
+            logits = left @ right.T / divisor
+            lowest = torch.finfo(logits.dtype).min  # not -inf: 0·∞ is NaN
+            return logits.masked_fill(left_out, lowest).log_softmax(dim=-1)
+
+        with torch.autocast(student.device.type, enabled=False):  # dividing by T magnifies the rounding of bfloat16
+            wanted = affinities(of_teacher, teacher, teacher_temperature)  # (n, N)
+            return (wanted.exp() * (wanted - affinities(of_student, student, temperature))).sum(dim=-1)  # (n,)
+
+    divergences = in_blocks(divergence, len(student), rows, student, teacher)  # (N,)
+    return torch.where(valid, divergences, 0).sum() / valid.sum().clamp(min=1)
 
 
 def distillation_losses(

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .similarity_blocks import in_blocks
+
 MARGIN_SHAPES = ("cosine", "linear", "constant")
 WEIGHTINGS = ("linear", "drop")
 
@@ -44,19 +46,24 @@ def triplet_confidence(positive: Tensor, negative: Tensor, kappa: float, margin:
     return torch.sigmoid(kappa * (positive - negative - margin))
 
 
-def mean_negative_similarity(similarities: Tensor, negatives: Tensor) -> Tensor:
+def mean_negative_similarity(queries: Tensor, items: Tensor, negatives: Tensor) -> Tensor:
     """r_q·r_n for a query without an n of its own: the mean over its in-batch negatives, as if it drew one of them.
 
     Args:
-        similarities: (B, N) r_q·r of every query and item.
+        queries: (B, D) r_q.
+        items: (N, D) r of every item.
         negatives: (B, N) bool, which items are negatives of the query.
 
     Returns:
         (B,); −1, the least there is, for a query without any negative.
     """
-    counts = negatives.sum(dim=-1)
-    mean = torch.where(negatives, similarities, 0).sum(dim=-1) / counts.clamp(min=1)
-    return torch.where(counts > 0, mean, -1.0)
+
+    def mean(of_queries: Tensor, of_negatives: Tensor) -> Tensor:
+        counts = of_negatives.sum(dim=-1)
+        total = (of_queries @ items.T).masked_fill_(~of_negatives, 0).sum(dim=-1)
+        return torch.where(counts > 0, total / counts.clamp(min=1), -1.0)
+
+    return in_blocks(mean, len(items), queries, negatives)
 
 
 class MarginSchedule(NamedTuple):

@@ -387,8 +387,8 @@ class DualLevelAlignmentLoss(nn.Module):
             if negative is not None:
                 to_negative = (query * negative.multimodal).sum(dim=-1)
             else:
-                similarities = query @ batch_items.multimodal.T
-                to_negative = mean_negative_similarity(similarities, not_right[:, : similarities.shape[1]])
+                items = batch_items.multimodal
+                to_negative = mean_negative_similarity(query, items, not_right[:, : len(items)])
             return self.sample_filter(to_positive, to_negative, progress)
 
     def _sum(self, *tensors: Tensor) -> list[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moon2_training import contrastive
+from moon2_training import similarity_blocks
 from moon2_training.contrastive import masked_info_nce, negative_mask
 
 
@@ -83,8 +83,8 @@ def test_large_info_nce_in_blocks_is_the_whole_and_keeps_no_matrix(monkeypatch) 
     temperature = torch.tensor(0.1, requires_grad=True)
     weights = torch.rand(70, generator=generator)
     found, largest = [], []
-    for logits_at_once in (1 << 22, 9 * 90):  # the second takes eight blocks, the last of them smaller
-        monkeypatch.setattr(contrastive, "LOGITS_AT_ONCE", logits_at_once)
+    for at_once in (1 << 22, 9 * 90):  # the second takes eight blocks, the last of them smaller
+        monkeypatch.setattr(similarity_blocks, "SIMILARITIES_AT_ONCE", at_once)
         kept: list[int] = []
 
         def keep(tensor: Tensor, kept: list[int] = kept) -> Tensor:
@@ -98,4 +98,4 @@ def test_large_info_nce_in_blocks_is_the_whole_and_keeps_no_matrix(monkeypatch) 
         largest.append(max(kept))
     for whole, blocks in zip(*found, strict=True):
         torch.testing.assert_close(blocks, whole)
-    assert largest == [negatives.numel(), candidates.numel()]
+    assert largest == [negatives.numel(), 9 * anchors.shape[1]]  # the second keeps the anchors of a block

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from moon2_training import similarity_blocks
 from moon2_training.distillation import affinity_distillation, distillation_losses
 from moon2_training.teacher_features import Taught
 
@@ -30,12 +31,24 @@ def slow(student, teacher, valid, temperature, teacher_temperature):
 
 @pytest.mark.parametrize("valid", [[1] * 7, [1, 0, 1, 1, 0, 1, 1], [0, 0, 1, 1, 0, 0, 1]])
 @pytest.mark.parametrize("temperatures", [(0.05, 0.05), (0.1, 0.03)])
-def test_it_is_the_mean_divergence_over_valid_rows(valid, temperatures):
+@pytest.mark.parametrize("at_once", [1 << 22, 2 * 7])  # the second takes four blocks
+def test_it_is_the_mean_divergence_over_valid_rows(monkeypatch, valid, temperatures, at_once):
+    monkeypatch.setattr(similarity_blocks, "SIMILARITIES_AT_ONCE", at_once)
     student, teacher, valid = unit(7, 4, 0), unit(7, 9, 1), torch.tensor(valid, dtype=torch.bool)
     teacher[3] = teacher[2]  # one product twice
     loss = affinity_distillation(student, teacher, valid, *temperatures)
     assert loss > 0.01
     assert float(loss) == pytest.approx(slow(student, teacher, valid, *temperatures), rel=1e-9)
+
+
+def test_the_gradient_in_blocks_is_that_of_the_whole(monkeypatch):
+    student, teacher, valid = unit(9, 4, 0).requires_grad_(), unit(9, 5, 1), torch.arange(9) != 4
+    found = []
+    for at_once in (1 << 22, 2 * 9):
+        monkeypatch.setattr(similarity_blocks, "SIMILARITIES_AT_ONCE", at_once)
+        found.append(torch.autograd.grad(affinity_distillation(student, teacher, valid, 0.05, 0.1), student)[0])
+    torch.testing.assert_close(*found)
+    assert found[0].abs().max() > 0.01
 
 
 def test_rows_that_are_not_valid_change_nothing_and_get_no_gradient():

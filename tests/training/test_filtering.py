@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from moon2_training import similarity_blocks
 from moon2_training.filtering import MarginSchedule, SampleFilter, mean_negative_similarity, triplet_confidence
 
 
@@ -14,10 +15,12 @@ def test_confidence_by_hand():
     torch.testing.assert_close(phi, torch.tensor(expected))
 
 
-def test_the_negative_of_a_query_without_one_is_the_mean_of_the_batch():
-    similarities = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.8, 0.4]])
+@pytest.mark.parametrize("at_once", [1 << 22, 3])  # the second takes a block for each query
+def test_the_negative_of_a_query_without_one_is_the_mean_of_the_batch(monkeypatch, at_once):
+    monkeypatch.setattr(similarity_blocks, "SIMILARITIES_AT_ONCE", at_once)
+    queries, items = torch.eye(2), torch.tensor([[0.9, 0.2], [0.1, 0.8], [0.3, 0.4]])
     negatives = torch.tensor([[False, True, True], [False, False, False]])
-    assert mean_negative_similarity(similarities, negatives).tolist() == pytest.approx([0.2, -1.0])
+    assert mean_negative_similarity(queries, items, negatives).tolist() == pytest.approx([0.2, -1.0])
 
 
 @pytest.mark.parametrize(

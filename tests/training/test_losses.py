@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_batches import IMAGE, MULTIMODAL, TEXT, Batch, assert_close, make_batch, sum_tokens
 from reference_loss import reference
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_moon2 import ALIGNMENT_OBJECTIVES, Moon2ViewsOutput
+from moon2_training import similarity_blocks
 from moon2_training.contrastive import inter_product_loss, intra_product_loss, negative_mask
 from moon2_training.filtering import MarginSchedule, SampleFilter
 from moon2_training.losses import (
@@ -61,6 +64,33 @@ def test_value_and_gradients_equal_the_reference(seed: int, options: dict, expli
     for gradient, wanted, leaf in zip(gradients, expected, batch.leaves, strict=True):
         zeros = torch.zeros_like(leaf)
         assert_close(zeros if gradient is None else gradient, zeros if wanted is None else wanted)
+
+
+def test_of_a_large_batch_no_more_than_a_block_of_similarities_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch(1, batch_size=64, explicit=False, num_products=90)
+    loss = DualLevelAlignmentLoss(sample_filter=SampleFilter(warmup=0.0), matryoshka_dims=[3])
+
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            for tensor in made if isinstance(made, tuple | list) else [made]:
+                if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                    self.numbers = max(self.numbers, tensor.numel())
+            return made
+
+    largest, found = [], []
+    for at_once in (1 << 22, 9 * 64):
+        monkeypatch.setattr(similarity_blocks, "SIMILARITIES_AT_ONCE", at_once)
+        with Largest() as largest_of_all:
+            output = loss(batch.views(dense=True), *batch.keys, progress=0.5)
+            gradient = torch.autograd.grad(output.loss, batch.embeddings)[0]
+        largest.append(largest_of_all.numbers)
+        found.append((output.filtering.phi, output.loss, gradient))
+    assert largest == [64 * 64, batch.embeddings.numel()]
+    for whole, blocks in zip(*found, strict=True):
+        assert_close(blocks, whole)
 
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["in_batch", "explicit"])
