@@ -27,9 +27,9 @@ def process_rank() -> int:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(num_processes())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        gathered = tensor.new_empty(num_processes() * len(tensor), *tensor.shape[1:])
+        dist.all_gather_into_tensor(gathered, tensor.contiguous())
+        return gathered
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, ProcessorMixin
@@ -14,35 +15,46 @@ from transformers import PreTrainedModel, ProcessorMixin
 from moon2_dataset import ProductQueries
 
 from .encode import Encoder
+from .gathering import gather_rows, num_processes, process_rank
 from .items import ProductItems
 from .sampler import LeafBatchSampler
 from .triplets import TripletKey
 
-CHUNK = 1024  # products compared with all others at a time
+ROWS, COLUMNS = 1024, 16384  # products compared with each other at a time
 NONE = -1
 
 
-def nearest_others(embeddings: Tensor, title_keys: Tensor, count: int) -> Tensor:
+@torch.no_grad()
+def nearest_others(embeddings: Tensor, title_keys: Tensor, count: int, rows: range | None = None) -> Tensor:
     """The products nearest to each product, those of its own title left out.
 
     Args:
         embeddings: (N, D) normalised.
         title_keys: (N,) int64; the same product has the same title.
         count: how many.
+        rows: n of the products, to search for these alone.
 
     Returns:
-        (N, count) int64 rows, nearest first; -1 where there are no more.
+        (n, count) int64 rows, nearest first; -1 where there are no more.
     """
-    nearest = torch.full((len(embeddings), count), NONE, dtype=torch.int64)
-    for start in range(0, len(embeddings), CHUNK):
-        rows = slice(start, start + CHUNK)
-        similarities = embeddings[rows] @ embeddings.T  # (CHUNK, N)
-        similarities.masked_fill_(title_keys[rows, None] == title_keys, -torch.inf)
-        values, found = similarities.topk(min(count, len(embeddings)), dim=-1)
-        nearest[rows, : found.shape[1]] = torch.where(values > -torch.inf, found, NONE).cpu()
+    rows = range(len(embeddings)) if rows is None else rows
+    nearest = torch.full((len(rows), count), NONE, device=embeddings.device)
+    for start in range(0, len(rows), ROWS):
+        asking = slice(rows.start + start, min(rows.start + start + ROWS, rows.stop))
+        best = nearest[start : start + ROWS]  # (ROWS, count)
+        values = embeddings.new_full(best.shape, -torch.inf)
+        for left in range(0, len(embeddings), COLUMNS):
+            answering = slice(left, left + COLUMNS)
+            similarities = embeddings[asking] @ embeddings[answering].T  # (ROWS, COLUMNS)
+            similarities.masked_fill_(title_keys[asking, None] == title_keys[answering], -torch.inf)
+            of_tile, places = similarities.topk(min(count, similarities.shape[1]), dim=-1)
+            places = torch.where(of_tile > -torch.inf, places + left, NONE)
+            values, order = torch.cat([values, of_tile], dim=1).topk(count, dim=-1)
+            best.copy_(torch.cat([best, places], dim=1).gather(1, order))
     return nearest
 
 
+@torch.no_grad()
 def mine_negatives(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -50,8 +62,13 @@ def mine_negatives(
     count: int,
     batch_size: int = 64,
     progress: bool = True,
+    in_step: bool = False,
 ) -> Tensor:
     """Encode the catalogue and find each product's hardest negatives; exact search, so quadratic in the catalogue.
+
+    Of several processes each encodes its share of the N products and searches for those; what they found goes to all.
+    Every one holds all vectors: on an accelerator as float16, 2·D bytes a product, so that neighbours whose
+    similarities differ by less than 0.001 may change places.
 
     Args:
         model: a Moon2Model; its mode is kept.
@@ -59,14 +76,30 @@ def mine_negatives(
         data: the catalogue.
         count: negatives of a product.
         batch_size: products per forward.
-        progress: show a bar.
+        progress: show a bar, on the first process.
+        in_step: every process encodes all products, for one whose weights are split cannot go through the model alone.
 
     Returns:
         (N, count) int64, see `nearest_others`.
     """
-    embeddings = Encoder(model, processor, batch_size).encode(ProductItems(data.products), progress=progress)
-    embeddings = torch.from_numpy(np.ascontiguousarray(embeddings)).to(model.device)
-    return nearest_others(embeddings, torch.from_numpy(data.title_key).to(model.device), count)
+    total = len(data.products)
+    share = math.ceil(total / num_processes())
+    start = min(process_rank() * share, total)
+    rows = range(start, min(start + share, total))
+    products = data.products if in_step else data.products.select(rows)
+    encoder = Encoder(model, processor, batch_size)
+    vectors = encoder.encode(ProductItems(products), progress=progress and process_rank() == 0)
+    dtype = torch.float32 if model.device.type == "cpu" else torch.float16
+    embeddings = torch.from_numpy(vectors).to(model.device, dtype)
+    if not in_step:
+        embeddings = _of_all(embeddings, share)[:total]
+    titles = torch.from_numpy(data.title_key).to(model.device)
+    return _of_all(nearest_others(embeddings, titles, count, rows), share)[:total].cpu()
+
+
+def _of_all(rows: Tensor, share: int) -> Tensor:
+    """The rows (n, …) of all processes, of which the last ones may have less than their share."""
+    return gather_rows(F.pad(rows, (0, 0, 0, share - len(rows))))
 
 
 class MinedNegatives:

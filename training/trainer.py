@@ -352,6 +352,7 @@ class Moon2Trainer(Trainer):
             self.args.mined_per_product,
             self.args.per_device_eval_batch_size,
             progress=not self.args.disable_tqdm,
+            in_step=self.is_fsdp_enabled or self.is_deepspeed_enabled,
         )
         self.mined.add(step, found)
 

@@ -61,7 +61,9 @@ class Moon2TrainingArguments(TrainingArguments):
         default=0,
         metadata={
             "help": "explicit: steps between two searches, with the model as it stands, for the products most like "
-            "each positive; its negative is one of them. 0 is off."
+            "each positive; its negative is one of them. 0 is off. A search encodes the catalogue of N products and "
+            "compares all of them, N² similarities, both shared between the processes; each holds all vectors, 2·D "
+            "bytes a product on an accelerator."
         },
     )
     mined_per_product: int = field(default=16, metadata={"help": "Mined negatives kept for each product."})

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moon2_training import mining
 from moon2_training.collator import Moon2Collator
@@ -26,15 +27,49 @@ from moon2_training.trainer_config import Moon2TrainingArguments
 from moon2_training.triplets import TripletDataset, TripletKey
 
 
-def test_the_nearest_of_other_titles_as_a_slow_search_finds_them(monkeypatch):
-    monkeypatch.setattr(mining, "CHUNK", 4)
-    embeddings = torch.nn.functional.normalize(torch.randn(11, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
+def random_products(count, titles, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.nn.functional.normalize(torch.randn(count, 6, generator=generator), dim=-1)
+    return embeddings, torch.randint(titles, (count,), generator=generator)
+
+
+@pytest.mark.parametrize("tile", [(4, 3), (3, 20), (20, 4), (11, 11)])
+@pytest.mark.parametrize("rows", [None, range(0, 5), range(3, 11), range(11, 11)])
+def test_the_nearest_of_other_titles_as_a_slow_search_finds_them(monkeypatch, tile, rows):
+    monkeypatch.setattr(mining, "ROWS", tile[0])
+    monkeypatch.setattr(mining, "COLUMNS", tile[1])
+    embeddings, _ = random_products(11, 7)
     titles = torch.tensor([0, 1, 2, 0, 3, 4, 4, 4, 5, 6, 0])
-    found = nearest_others(embeddings, titles, 9)
-    for row in range(11):
+    found = nearest_others(embeddings, titles, 9, rows)
+    asked = range(11) if rows is None else rows
+    assert found.shape == (len(asked), 9)
+    for row, of_row in zip(asked, found.tolist(), strict=True):
         others = [other for other in range(11) if titles[other] != titles[row]]
         others.sort(key=lambda other: -float(embeddings[row] @ embeddings[other]))
-        assert found[row].tolist() == (others + [-1] * 9)[:9]
+        assert of_row == (others + [-1] * 9)[:9]
+
+
+def test_a_search_makes_no_more_than_a_tile_of_similarities(monkeypatch):
+    monkeypatch.setattr(mining, "ROWS", 16)
+    monkeypatch.setattr(mining, "COLUMNS", 32)
+
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor) and made.is_floating_point():
+                self.numbers = max(self.numbers, made.numel())
+            return made
+
+    embeddings, titles = random_products(300, 200)
+    whole = (embeddings @ embeddings.T).masked_fill(titles[:, None] == titles, -torch.inf)
+    with Largest() as largest:
+        found = nearest_others(embeddings, titles, 5)
+    assert torch.equal(found, whole.topk(5).indices)
+    assert largest.numbers <= embeddings.numel()
+    halves = nearest_others(embeddings.half(), titles, 5)
+    assert (halves == found).float().mean() > 0.95  # neighbours change places, no others come
 
 
 def test_mined_negatives_are_the_models_nearest_and_are_drawn(tiny, shop):
@@ -160,15 +195,18 @@ def test_what_a_step_sees_does_not_depend_on_how_far_workers_are_ahead(
         assert all(mined == expected for batch in drawn for mined in batch["mined"]), step
 
 
-SHARDED = """
+TWO_PROCESSES = """
 import sys
+from dataclasses import replace
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoProcessor
 from modeling_moon2 import Moon2Model
 from moon2_dataset import load_product_queries
-from moon2_training.mining import mine_negatives
+from moon2_training.encode import Encoder
+from moon2_training.items import ProductItems
+from moon2_training.mining import mine_negatives, nearest_others
 
 folder, products, queries = sys.argv[1:]
 dist.init_process_group("gloo")
@@ -186,22 +224,35 @@ def train(model):
     gradient = model.language_model.layers[0].self_attn.q_proj.weight.grad
     return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
 
-expected = mine_negatives(plain, processor, data, 3, progress=False)
-assert torch.equal(mine_negatives(sharded, processor, data, 3, progress=False), expected)
+def vectors(model, products):
+    return torch.from_numpy(Encoder(model, processor).encode(ProductItems(products), progress=False))
+
+expected = nearest_others(vectors(plain, data.products), torch.from_numpy(data.title_key), 3)
+assert torch.equal(mine_negatives(plain, processor, data, 3, progress=False), expected)
+assert torch.equal(mine_negatives(sharded, processor, data, 3, progress=False, in_step=True), expected)
 torch.testing.assert_close(train(sharded), train(plain), atol=1e-6, rtol=1e-4)
-assert torch.equal(mine_negatives(sharded, processor, data, 3, progress=False), expected)
+assert torch.equal(mine_negatives(sharded, processor, data, 3, progress=False, in_step=True), expected)
+
+encoded, encode = [], Encoder.encode
+Encoder.encode = lambda self, items, **options: encoded.append(len(items)) or encode(self, items, **options)
+odd = data.products.select(range(13))
+few = replace(data, products=odd, title_key=data.title_key[:13])
+expected = nearest_others(vectors(plain, odd), torch.from_numpy(few.title_key), 20)
+encoded.clear()
+assert torch.equal(mine_negatives(plain, processor, few, 20, progress=False), expected)
+assert encoded == [7 - dist.get_rank()], encoded
 if dist.get_rank() == 0:
     print("the same")
 dist.destroy_process_group()
 """
 
 
-def test_a_sharded_model_mines_the_same_and_trains_on(tiny, shop, tmp_path):
+def test_two_processes_share_a_search_and_a_sharded_model_trains_on_after_it(tiny, shop, tmp_path):
     for part in tiny:
         part.save_pretrained(tmp_path / "model")
     shop.products.to_parquet(tmp_path / "products.parquet")
     shop.queries.to_parquet(tmp_path / "queries.parquet")
-    (tmp_path / "process.py").write_text(SHARDED)
+    (tmp_path / "process.py").write_text(TWO_PROCESSES)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                tmp_path / "process.py", tmp_path / "model", tmp_path / "products.parquet",
                tmp_path / "queries.parquet"]  # fmt: skip
