@@ -24,7 +24,7 @@ class Moon2Collator:
         What the processor returns for all rows; `image_layout` and `packing`, made on the host; and the keys of
         [`DualLevelAlignmentLoss`]: `product_keys` and `title_keys` (B or 2B,) of [p, (n)], and `positive_keys` (B, P),
         every product known to be right for each query, padded with 0, and `made_photos` (B,) bool, where the query's
-        photo was made from p. `unreadable`, if there are any, names the pictures that were left out.
+        photo was made from p. `unreadable` and `emptied`, if there are any, name what was left out, as a triplet does.
     """
 
     def __init__(self, processor: Moon2Processor, vision_config: Moon2VisionConfig | None = None) -> None:
@@ -41,10 +41,13 @@ class Moon2Collator:
         batch = self.processor(text=[row.text for row in rows], images=[row.images for row in rows])
         if "image_grid_thw" in batch and self.vision_config is not None:
             batch["image_layout"] = vision_layout(self.vision_config, batch["image_grid_thw"])
-        unreadable = [name for triplet in triplets for name in triplet.unreadable]
+        left_out = {
+            "unreadable": [name for triplet in triplets for name in triplet.unreadable],
+            "emptied": [name for triplet in triplets for name in triplet.emptied],
+        }
         return {
             **batch,
-            **({"unreadable": unreadable} if unreadable else {}),
+            **{kind: names for kind, names in left_out.items() if names},
             "packing": sequence_packing(
                 batch["input_ids"], batch["attention_mask"], self.processor.vision_end_token_id
             ),

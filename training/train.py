@@ -157,6 +157,7 @@ def fit(
             "triplets_per_second": triplets / seconds,
             "parameters": model.num_parameters(),
             "unreadable_images": sorted(trainer.unreadable),
+            "emptied": sorted(trainer.emptied),
             "skipped_steps": sum(log.get("skipped_steps", 0) for log in trainer.state.log_history),
             "last_log": next((log for log in reversed(trainer.state.log_history) if "loss" in log), {}),
         }
@@ -235,9 +236,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{training['triplets_per_second']:.1f} a second on {torch.device(arguments.device).type}; "
         f"saved to {arguments.output_dir}"
     )
-    if unreadable := training["unreadable_images"]:
-        named = ", ".join(unreadable[:SHOWN_NAMES]) + (" …" if len(unreadable) > SHOWN_NAMES else "")
-        print(f"{len(unreadable):,} images could not be read and were left out: {named}")
+    for key, what in (
+        ("unreadable_images", "images could not be read and were left out"),
+        ("emptied", "queries and products have nothing else, and others were taken instead"),
+    ):
+        if names := training[key]:
+            named = ", ".join(names[:SHOWN_NAMES]) + (" …" if len(names) > SHOWN_NAMES else "")
+            print(f"{len(names):,} {what}: {named}")
     if skipped := training["skipped_steps"]:
         print(f"{skipped:,} of {training['steps']:,} steps were left out: their loss or gradient was not finite")
     if eval_data is not None:

@@ -159,6 +159,7 @@ class Moon2Trainer(Trainer):
             )
         self._mined_at = -1  # step of the last search
         self.unreadable: set[str] = set()  # pictures that were left out
+        self.emptied: set[str] = set()  # queries and products that were, for nothing else was in them
         self.provenance = read_provenance(model.config._name_or_path) | {
             "training": changed_arguments(args, Moon2TrainingArguments()),
             "run": run_record(args),
@@ -250,7 +251,7 @@ class Moon2Trainer(Trainer):
         self, model, inputs, return_outputs: bool = False, num_items_in_batch=None
     ) -> torch.Tensor | tuple[torch.Tensor, Moon2ViewsOutput]:
         """L_total of one batch of triplets."""
-        self.unreadable.update(inputs.pop("unreadable", ()))
+        self._note_left_out(inputs)
         keys = {name: inputs[name] for name in KEYS}
         outputs = model(**{name: value for name, value in inputs.items() if name not in KEYS}, return_views=True)
         result = self._score(outputs, keys)
@@ -277,7 +278,7 @@ class Moon2Trainer(Trainer):
 
         def read() -> Iterator[dict]:
             for chunk in self.chunk_reader(chunks):
-                self.unreadable.update(chunk.pop("unreadable", ()))
+                self._note_left_out(chunk)
                 yield self._prepare_inputs(chunk)
 
         def encode(**chunk) -> Moon2ViewsOutput:
@@ -338,6 +339,11 @@ class Moon2Trainer(Trainer):
         if self.memory is not None:
             items = result.items
             self.memory.push(*items[:-1], step=self.state.global_step)
+
+    def _note_left_out(self, inputs: dict) -> None:
+        """Take out of a batch's inputs what they say of data that could not be read."""
+        self.unreadable.update(inputs.pop("unreadable", ()))
+        self.emptied.update(inputs.pop("emptied", ()))
 
     def _mine(self, model) -> None:
         """Search for hard negatives, if it is time and has not been done at this step."""

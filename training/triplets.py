@@ -39,11 +39,16 @@ class Item(NamedTuple):
     product_key: int = 0
     title_key: int = 0
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self.text or self.images)
+
 
 class Triplet(NamedTuple):
     """(q, p, n); `negative` is None where negatives come from the batch, `positive_keys` are all right products,
-    `unreadable` names the pictures that could not be read and were left out, and `made_photo` says that the query's
-    photo is not the shopper's but was made from a picture of p.
+    `unreadable` names the pictures that could not be read and were left out, `emptied` the queries and products of
+    which nothing was left, so that others came in their place, and `made_photo` says that the query's photo is not the
+    shopper's but was made from a picture of p.
     """
 
     query: Item
@@ -51,6 +56,7 @@ class Triplet(NamedTuple):
     negative: Item | None
     positive_keys: tuple[int, ...]
     unreadable: tuple[str, ...] = ()
+    emptied: tuple[str, ...] = ()
     made_photo: bool = False
 
 
@@ -82,7 +88,8 @@ class TripletDataset(Dataset):
         seed: seed of all chance.
         item_text_fields: what the text of p and n holds: "title", "category", "attributes".
         max_images_per_item: most pictures of a product in one item, drawn anew each epoch.
-        on_bad_image: "raise" at a picture that cannot be read, or "skip" it and name it in the triplet.
+        on_bad_image: "raise" at a picture that cannot be read, or "skip" it and name it in the triplet. Where query or
+            p have nothing else the next query row is taken instead, and for n another product.
         enriched_title_share: probability that an item's title is T⁺, where it has one.
         expanded_image_share: probability that a picture of an item is replaced by one of its expanded images or by
             the crop of its core region, all equally likely and none twice in an item.
@@ -91,7 +98,8 @@ class TripletDataset(Dataset):
             fraction of its size, but no smaller than the photos made from it.
 
     Raises:
-        ValueError: (when an example is read) a picture cannot be read; names the product or query.
+        ValueError: (when an example is read) a picture cannot be read, names the product or query; or there is no n,
+            or nothing left of any row.
     """
 
     def __init__(
@@ -127,6 +135,25 @@ class TripletDataset(Dataset):
 
     def __getitem__(self, key: TripletKey | int) -> Triplet:
         index, epoch, mined = key if isinstance(key, tuple) else TripletKey(key)
+        unreadable: list[str] = []
+        emptied: list[str] = []
+        for further in range(len(self)):
+            triplet = self._example(
+                (index + further) % len(self), epoch, () if further else mined, unreadable, emptied
+            )
+            if triplet is not None:
+                return triplet._replace(
+                    unreadable=tuple(dict.fromkeys(unreadable)), emptied=tuple(dict.fromkeys(emptied))
+                )
+        raise ValueError(
+            f"{emptied[0]} and all other rows: nothing is left of the query or of its product; mend the pictures, or "
+            "give item_text_fields that the products have"
+        )
+
+    def _example(
+        self, index: int, epoch: int, mined: Sequence[int], unreadable: list[str], emptied: list[str]
+    ) -> Triplet | None:
+        """The triplet of a row, None where nothing is left of its query or of p; what is lost goes to the lists."""
         rng = np.random.default_rng([self.seed, epoch, index])
         data = self.data
         query = data.queries[index]
@@ -135,7 +162,6 @@ class TripletDataset(Dataset):
         positive_ids = data.positives[query["query_id"]]
         positive_rows = [data.product_index[product_id] for product_id in positive_ids]
 
-        unreadable: list[str] = []
         # streams of their own, so that the draws of `rng` stay those of the originals
         augmenting, dropping = rng.spawn(2)
         originals = self._choose_pictures(product, rng)
@@ -148,22 +174,30 @@ class TripletDataset(Dataset):
             photos = self._make_photo(product, originals, opened, rng, unreadable)
         text = query["text"]
         if not (photos or text and text.strip()):
-            text = query["query_id"]  # nothing of it is left
-        elif text:
+            emptied.append(f"query {query['query_id']}")
+            return None
+        if text:
             text = drop_words(text, self.word_dropout, dropping)
+        if positive.is_empty:
+            emptied.append(f"product {product['product_id']}")
+            return None
         negative = None
-        if self.negatives == "explicit":
-            negative_row = self._draw_negative(query, row, set(positive_rows), mined, rng)
+        left_out = set(positive_rows)
+        while self.negatives == "explicit" and negative is None:
+            negative_row = self._draw_negative(query, row, left_out, mined, rng)
             other = data.products[negative_row]
             originals = self._choose_pictures(other, rng)
             shown = self._stand_ins(other, originals, augmenting)
             negative = self._item(negative_row, other, originals, shown, augmenting, dropping, unreadable)
+            if negative.is_empty:
+                emptied.append(f"product {other['product_id']}")
+                left_out.add(negative_row)
+                negative = None
         return Triplet(
             query=Item(text, photos),
             positive=positive,
             negative=negative,
             positive_keys=tuple(int(data.product_key[r]) for r in positive_rows),
-            unreadable=tuple(dict.fromkeys(unreadable)),
             made_photo=query["image"] is None,
         )
 
@@ -234,8 +268,6 @@ class TripletDataset(Dataset):
         if product["title"]:
             product = product | {"title": drop_words(product["title"], self.word_dropout, dropping)}
         text = item_text(product, self.item_text_fields)
-        if text is None and not pictures:
-            text = product["product_id"]  # nothing of it is left
         return Item(text, pictures, int(self.data.product_key[row]), int(self.data.title_key[row]))
 
     def _open(self, pictures: Sequence[Picture], unreadable: list[str]) -> list[Image.Image]:
@@ -257,11 +289,11 @@ class TripletDataset(Dataset):
         self,
         query: dict[str, Any],
         positive_row: int,
-        right: set[int],
+        left_out: set[int],
         mined: Sequence[int],
         rng: np.random.Generator,
     ) -> int:
-        """Row of a product that the query did not mean."""
+        """Row of a product that the query did not mean, and none of those left out."""
         data = self.data
         title = data.title_key[positive_row]
         leaf_rows = self._rows_of_leaf[self._leaf_position[positive_row]]
@@ -269,12 +301,15 @@ class TripletDataset(Dataset):
         for pool in (listed, np.array(mined, dtype=np.int64), leaf_rows, self._all_rows):
             for _ in range(MAX_DRAWS if len(pool) else 0):
                 row = int(pool[rng.integers(len(pool))])
-                if row not in right and data.title_key[row] != title:
+                if row not in left_out and data.title_key[row] != title:
                     return row
-            allowed = np.setdiff1d(pool[data.title_key[pool] != title], list(right))
+            allowed = np.setdiff1d(pool[data.title_key[pool] != title], list(left_out))
             if len(allowed):
                 return int(rng.choice(allowed))
-        raise ValueError(f"query {query['query_id']}: every product of the catalogue is right; no negative exists")
+        raise ValueError(
+            f"query {query['query_id']}: every product of the catalogue is right, or nothing is left of "
+            "it; no negative exists"
+        )
 
 
 def _pictures(product: dict[str, Any]) -> list[Picture]:

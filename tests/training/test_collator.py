@@ -56,6 +56,14 @@ def test_packing_holds_every_token_and_no_padding(shop, tiny, rows):
     assert [len(slots) for slots in packing["slots"]] == counts and packing["lengths"][-1] == max(of_texts)
 
 
+def test_what_was_left_out_is_named_if_anything_was(shop, tiny_processor):
+    whole = TripletDataset(shop)[10]
+    poor = whole._replace(unreadable=("query q", "product p, image 0"), emptied=("query q",))
+    batch = Moon2Collator(tiny_processor)([whole, poor, poor])
+    assert batch["unreadable"] == 2 * ["query q", "product p, image 0"] and batch["emptied"] == 2 * ["query q"]
+    assert not {"unreadable", "emptied"} & Moon2Collator(tiny_processor)([whole]).keys()
+
+
 def test_it_travels_to_a_worker(tiny_processor, shop):
     collator = pickle.loads(pickle.dumps(Moon2Collator(tiny_processor)))
     assert collator([TripletDataset(shop)[5]])["input_ids"].shape[0] == 2

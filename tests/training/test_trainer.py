@@ -305,6 +305,7 @@ def test_unreadable_pictures_are_left_out_and_named(fresh, shop, tmp_path, cache
     trainer = Moon2Trainer(fresh[0], arguments(tmp_path, **options), data, processing_class=fresh[1])
     trainer.train()
     assert trainer.unreadable == {"product p5, image 0", "product p9, image 0", "product p4, image 0", "query q2"}
+    assert trainer.emptied == {"product p4", "query q2"}
     assert all(np.isfinite(line["loss"]) for line in trainer.state.log_history[:4])
     with pytest.raises(ValueError, match="unreadable image"):
         stop = arguments(tmp_path, max_steps=4, cached_chunk_size=cached_chunk_size)

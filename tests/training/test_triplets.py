@@ -146,6 +146,67 @@ def test_an_unreadable_picture_names_product_or_query(shop):
         TripletDataset(replace(shop, queries=queries))[ROW_OF_QUERY["q1"]]
 
 
+def broken(shop, queries=(), products=()):
+    """The shop with unreadable pictures, all that these queries and products then have."""
+    return join(
+        shop.products.map(lambda row: {"title": "", "images": [BROKEN]} if row["product_id"] in products else {}),
+        shop.queries.map(lambda row: {"text": None, "image": BROKEN} if row["query_id"] in queries else {}),
+    )
+
+
+def shown(triplet):
+    """All that is learnt from a triplet, of pictures the pixels."""
+    items = [item and (item.text, pixels(item.images), item.product_key, item.title_key) for item in triplet[:3]]
+    return items, triplet.positive_keys, triplet.made_photo
+
+
+@pytest.mark.parametrize("negatives", ["in_batch", "explicit"])
+def test_for_a_query_of_which_nothing_is_left_the_next_row_is_taken(shop, negatives):
+    index = ROW_OF_QUERY["q2"]
+    dataset = TripletDataset(broken(shop, queries=["q2"]), negatives, on_bad_image="skip")
+    for epoch in (0, 3):
+        triplet, following = dataset[TripletKey(index, epoch, mined=(11,))], dataset[TripletKey(index + 1, epoch)]
+        assert shown(triplet) == shown(following)
+        assert triplet.unreadable == triplet.emptied == ("query q2",) and following.emptied == ()
+    with pytest.raises(ValueError, match="query q2: unreadable image"):
+        TripletDataset(dataset.data, negatives)[index]
+
+
+def test_after_the_last_row_comes_the_first(shop):
+    last = shop.queries[len(shop) - 1]["query_id"]
+    dataset = TripletDataset(broken(shop, queries=[last]), on_bad_image="skip")
+    triplet = dataset[len(shop) - 1]
+    assert shown(triplet) == shown(dataset[0]) and triplet.emptied == (f"query {last}",)
+
+
+def test_for_a_product_of_which_nothing_is_left_another_row_or_negative_is_taken(shop):
+    dataset = TripletDataset(broken(shop, products=["p9"]), "explicit", on_bad_image="skip")
+    index = int(np.flatnonzero(shop.positive_row == 9)[0])
+    triplet = dataset[index]
+    assert triplet.positive.product_key == shop.product_key[shop.positive_row[index + 1]]
+    assert "product p9" in triplet.emptied and "product p9, image 0" in triplet.unreadable
+    draws = [dataset[TripletKey(ROW_OF_QUERY["q4"], epoch)] for epoch in range(20)]  # p9 and p10 are its negatives
+    assert {triplet.negative.product_key for triplet in draws} == {int(shop.product_key[10])}
+    assert {triplet.emptied for triplet in draws} == {(), ("product p9",)}
+
+
+def test_no_id_is_ever_a_text(shop):
+    data = broken(shop, queries=["q0", "q2"], products=["p3", "p9", "p10"])
+    ids = {*shop.queries["query_id"], *shop.products["product_id"]}
+    dataset = TripletDataset(data, "explicit", on_bad_image="skip", item_text_fields=("title",))
+    for index in range(len(dataset)):
+        triplet = dataset[index]
+        assert all(item.text or item.images for item in triplet[:3])
+        assert not {item.text for item in triplet[:3]} & ids
+        assert triplet.positive.product_key in triplet.positive_keys
+
+
+def test_a_log_of_which_nothing_is_left_is_refused(shop):
+    data = broken(shop, queries=shop.queries["query_id"])
+    with pytest.raises(ValueError, match="query q4 and all other rows: nothing is left"):
+        TripletDataset(data, on_bad_image="skip")[ROW_OF_QUERY["q4"]]
+
+
 def test_what_is_known_of_noise_is_never_read(shop):
     noisy = shop.queries.add_column("label_noise", [True] * len(shop.queries)).add_column("slice", ["text"] * 24)
     products = shop.products
