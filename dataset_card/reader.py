@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from .data_files import Paths, split_files
-from .disk_errors import naming
+from .file_cache import cache_path, make_once
 from .rows import Names, SchemaError
 from .schema import (
     conform_products,
@@ -198,23 +197,16 @@ def _read(path: Paths, kind: str, conform: Conform, split: str | None) -> tuple[
 
 def _cached(file: Path, label: str, conform: Conform) -> Path:
     """The conformed rows of a Parquet file as an Arrow file, written once for each state of the source."""
-    source = file.resolve()
-    state = source.stat()
-    identity = f"{_CACHE_FORMAT} {conform.__name__} {source} {state.st_mtime_ns} {state.st_size}"
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "moon2"
-    target = folder / f"{file.stem}-{hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}.arrow"
-    if not target.exists():
-        tables = _conformed(source, label, conform)
+
+    def write(target: Path) -> None:
+        tables = _conformed(file.resolve(), label, conform)
         first = next(tables)
-        folder.mkdir(parents=True, exist_ok=True)
-        with naming(target), tempfile.TemporaryDirectory(dir=folder) as scratch:
-            part = Path(scratch) / target.name
-            with pa.ipc.new_stream(part, first.schema) as stream:
-                stream.write_table(first)
-                for table in tables:
-                    stream.write_table(table)
-            part.replace(target)
-    return target
+        with pa.ipc.new_stream(target, first.schema) as stream:
+            stream.write_table(first)
+            for table in tables:
+                stream.write_table(table)
+
+    return make_once(cache_path(file, f"{_CACHE_FORMAT} {conform.__name__}", ".arrow"), write)
 
 
 def _conformed(source: Path, label: str, conform: Conform) -> Iterator[pa.Table]:
