@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +19,14 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
+from moon2_dataset.file_cache import cache_path, make_once
 from moon2_dataset.hub_card import without_path
 
 LIBRARIES = ("moon2", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "safetensors", "numpy",
              "pillow")  # fmt: skip
 DIGEST_BYTES = 16  # what `b2sum --length 128 FILE` prints
 READ_BYTES = 1 << 23
+HASH_THREADS = 8  # each file is hashed by one
 # A file of a data set in the cache of huggingface_hub
 HUB_FILE = re.compile(r"/datasets--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)/")
 
@@ -83,21 +87,38 @@ def data_record(tables: Mapping[str, Iterable[Path]], progress: bool = True) -> 
     """What tells a run's files from all others: `table`, `name`, `bytes`, `rows`, and `blake2b` of the bytes; of a
     file from the Hub also its `repository` and `revision`.
 
+    A file is hashed once for each state of it, and the hash kept beside the rows that are read: see `cache_path`.
+
     Args:
         tables: Parquet files by what they are used as, such as "products".
-        progress: show a bar over the bytes.
+        progress: show a bar over the bytes that are hashed.
     """
     files = [(table, Path(file)) for table, of_table in tables.items() for file in of_table]
     sizes = {file: file.stat().st_size for _, file in files}
-    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc="hash data", disable=not progress) as bar:
-        digests = {file: _digest(file, bar.update) for file in sizes}
+    kept = {file: cache_path(file, f"blake2b {8 * DIGEST_BYTES}", ".blake2b") for file in sizes}
+    new = [file for file in sizes if not kept[file].exists()]
+    with (
+        tqdm(total=sum(sizes[file] for file in new), unit="B", unit_scale=True, desc="hash data, once for each file",
+             disable=not (progress and new)) as bar,
+        ThreadPoolExecutor(min(HASH_THREADS, os.cpu_count() or 1)) as threads,
+    ):  # fmt: skip
+
+        def advance(count: int) -> None:
+            with bar.get_lock():  # the threads share it
+                bar.update(count)
+
+        def keep(file: Path) -> None:
+            make_once(kept[file], lambda part: part.write_text(_digest(file, advance), encoding="ascii"))
+
+        for _ in threads.map(keep, new):  # for the errors
+            pass
     return [
         {
             "table": table,
             "name": file.name,
             "bytes": sizes[file],
             "rows": pq.ParquetFile(file).metadata.num_rows,
-            "blake2b": digests[file],
+            "blake2b": kept[file].read_text(encoding="ascii"),
         }
         | _hub_origin(file)
         for table, file in files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 from huggingface_hub.file_download import repo_folder_name
 
+from moon2_training import provenance
 from moon2_training.provenance import LIBRARIES, changed_data, data_record, git_state, given_options, run_record
 from moon2_training.trainer_config import Moon2TrainingArguments
 
@@ -73,7 +75,8 @@ def test_options_are_those_that_were_given_without_places_and_secrets():
 
 
 @pytest.fixture
-def tables(shop, tmp_path):
+def tables(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     products = [tmp_path / "products-0.parquet", tmp_path / "products-1.parquet"]
     for number, file in enumerate(products):
         shop.products.select(range(10 * number, 10 * number + 10)).to_parquet(file)
@@ -95,8 +98,37 @@ def test_files_are_told_by_name_size_rows_and_digest(tables, monkeypatch, capsys
         assert file["bytes"] == len(content)
         assert file["blake2b"] == hashlib.blake2b(content, digest_size=16).hexdigest()
     assert str(tables["queries"][0].parent) not in json.dumps(record)
-    data_record(tables, progress=False)
-    assert not capsys.readouterr().err
+
+
+def test_a_file_is_hashed_once_for_each_state_of_it(tables, monkeypatch, capsys):
+    hashed = []
+
+    def watched(file, advance):
+        hashed.append(file)
+        return digest(file, advance)
+
+    digest = provenance._digest
+    monkeypatch.setattr(provenance, "_digest", watched)
+    files = [*tables["products"], *tables["queries"]]
+    record = data_record(tables, progress=False)
+    assert sorted(hashed) == sorted(files) and not capsys.readouterr().err
+    assert data_record(tables) == record and len(hashed) == 3
+    assert not capsys.readouterr().err  # there is nothing to show
+    content = files[1].read_bytes()
+    files[1].write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:])
+    os.utime(files[1], ns=(1, 1))
+    again = data_record(tables, progress=False)
+    assert hashed[3:] == [files[1]]
+    assert [file["blake2b"] for file in again] == [
+        hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in (*files, files[2])
+    ]
+    assert again[1] != record[1] and again[0] == record[0]
+
+
+def test_a_file_that_cannot_be_hashed_is_an_error(tables, monkeypatch):
+    monkeypatch.setattr(provenance, "_digest", lambda file, advance: open(file.with_name("gone")).read())
+    with pytest.raises(FileNotFoundError, match="gone"):
+        data_record(tables, progress=False)
 
 
 def test_a_file_of_the_hub_names_its_repository_and_revision(tables, tmp_path):
