@@ -8,15 +8,18 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from moon2_dataset import ProductQueries
 
-from .encode import Encoder
+from .encode import BATCHES_PER_WINDOW, Encoder
 from .gathering import gather_rows, num_processes, process_rank
 from .items import ProductItems
+from .non_finite import check_vectors
 from .sampler import LeafBatchSampler
 from .triplets import TripletKey
 
@@ -63,6 +66,7 @@ def mine_negatives(
     batch_size: int = 64,
     progress: bool = True,
     in_step: bool = False,
+    lenient: bool = False,
 ) -> Tensor:
     """Encode the catalogue and find each product's hardest negatives; exact search, so quadratic in the catalogue.
 
@@ -78,23 +82,39 @@ def mine_negatives(
         batch_size: products per forward.
         progress: show a bar, on the first process.
         in_step: every process encodes all products, for one whose weights are split cannot go through the model alone.
+        lenient: leave out a picture that cannot be read, instead of stopping at it.
 
     Returns:
         (N, count) int64, see `nearest_others`.
+
+    Raises:
+        ValueError: a picture cannot be read, unless `lenient`, or a vector is not finite; names the product.
     """
     total = len(data.products)
     share = math.ceil(total / num_processes())
     start = min(process_rank() * share, total)
     rows = range(start, min(start + share, total))
     products = data.products if in_step else data.products.select(rows)
-    encoder = Encoder(model, processor, batch_size)
-    vectors = encoder.encode(ProductItems(products), progress=progress and process_rank() == 0)
+    vectors = _encode(Encoder(model, processor, batch_size), products, lenient, progress and process_rank() == 0)
     dtype = torch.float32 if model.device.type == "cpu" else torch.float16
     embeddings = torch.from_numpy(vectors).to(model.device, dtype)
     if not in_step:
         embeddings = _of_all(embeddings, share)[:total]
     titles = torch.from_numpy(data.title_key).to(model.device)
     return _of_all(nearest_others(embeddings, titles, count, rows), share)[:total].cpu()
+
+
+def _encode(encoder: Encoder, products: Dataset, lenient: bool, progress: bool) -> np.ndarray:
+    """The multimodal vectors (N, D) of products, zero where nothing is left of one."""
+    vectors = np.empty((len(products), encoder.width), dtype=np.float32)
+    starts = range(0, len(products), encoder.batch_size * BATCHES_PER_WINDOW)
+    windows = [range(start, min(start + starts.step, len(products))) for start in starts]
+    items = (ProductItems(products.select(rows)) for rows in windows)
+    with tqdm(total=len(products), unit="item", disable=not progress) as bar:
+        found = encoder.encode_windows(items, ("multimodal",), lenient, bar.update)
+        for rows, encoded in zip(windows, found, strict=True):
+            vectors[rows.start : rows.stop] = encoded.vectors["multimodal"]
+    return check_vectors(vectors, np.arange(len(products)), ProductItems(products), encoder.model)
 
 
 def _of_all(rows: Tensor, share: int) -> Tensor:

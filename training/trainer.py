@@ -359,6 +359,7 @@ class Moon2Trainer(Trainer):
             self.args.per_device_eval_batch_size,
             progress=not self.args.disable_tqdm,
             in_step=self.is_fsdp_enabled or self.is_deepspeed_enabled,
+            lenient=self.args.on_bad_image == "skip",
         )
         self.mined.add(step, found)
 

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,18 @@ def test_mined_negatives_are_the_models_nearest_and_are_drawn(tiny, shop):
         else:
             assert key in shop.product_key[found[row].numpy()]
     assert random != [dataset[key].negative.product_key for key in mined]
+
+
+def test_a_picture_that_cannot_be_read_is_an_error_or_left_out(tiny, shop):
+    def with_pictures(images):
+        change = {"p4": {"images": images}, "p5": {"images": images}}
+        return replace(shop, products=shop.products.map(lambda row: change.get(row["product_id"], {})))
+
+    without, broken = with_pictures([]), with_pictures([{"bytes": b"no image", "path": None}])
+    with pytest.raises(ValueError, match="product p[45], image 0: unreadable image"):
+        mine_negatives(*tiny, broken, 3, progress=False)
+    found = mine_negatives(*tiny, broken, 3, batch_size=6, progress=False, lenient=True)
+    assert torch.equal(found, mine_negatives(*tiny, without, 3, batch_size=6, progress=False))  # p4 has nothing else
 
 
 def test_the_trainer_mines_every_few_steps_with_the_model_of_that_step(tiny, shop, tmp_path, monkeypatch):
@@ -204,6 +217,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoProcessor
 from modeling_moon2 import Moon2Model
 from moon2_dataset import load_product_queries
+from moon2_training import mining
 from moon2_training.encode import Encoder
 from moon2_training.items import ProductItems
 from moon2_training.mining import mine_negatives, nearest_others
@@ -233,8 +247,8 @@ assert torch.equal(mine_negatives(sharded, processor, data, 3, progress=False, i
 torch.testing.assert_close(train(sharded), train(plain), atol=1e-6, rtol=1e-4)
 assert torch.equal(mine_negatives(sharded, processor, data, 3, progress=False, in_step=True), expected)
 
-encoded, encode = [], Encoder.encode
-Encoder.encode = lambda self, items, **options: encoded.append(len(items)) or encode(self, items, **options)
+encoded, encode = [], mining._encode
+mining._encode = lambda encoder, products, *rest: encoded.append(len(products)) or encode(encoder, products, *rest)
 odd = data.products.select(range(13))
 few = replace(data, products=odd, title_key=data.title_key[:13])
 expected = nearest_others(vectors(plain, odd), torch.from_numpy(few.title_key), 20)

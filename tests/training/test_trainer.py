@@ -301,7 +301,8 @@ def test_unreadable_pictures_are_left_out_and_named(fresh, shop, tmp_path, cache
     products = shop.products.map(lambda row: {"images": [broken]} if row["product_id"] in bad else {})
     queries = shop.queries.map(lambda row: {"image": broken} if row["query_id"] == "q2" else {})  # nor of q2
     data = join(products, queries)
-    options = {"max_steps": 4, "on_bad_image": "skip", "cached_chunk_size": cached_chunk_size, "negatives": "explicit"}
+    options = {"max_steps": 4, "on_bad_image": "skip", "cached_chunk_size": cached_chunk_size, "negatives": "explicit",
+               "mine_every_steps": 1}  # fmt: skip
     trainer = Moon2Trainer(fresh[0], arguments(tmp_path, **options), data, processing_class=fresh[1])
     trainer.train()
     assert trainer.unreadable == {"product p5, image 0", "product p9, image 0", "product p4, image 0", "query q2"}
