@@ -21,9 +21,8 @@ def cache_path(source: Path, what: str, suffix: str) -> Path:
         what: is made of it, and in which version.
         suffix: of the name.
     """
-    source = source.resolve()
     state = source.stat()
-    identity = f"{what} {source} {state.st_mtime_ns} {state.st_size}"
+    identity = f"{what} {source.resolve()} {state.st_mtime_ns} {state.st_size}"
     name = f"{source.stem}-{hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}{suffix}"
     return Path(datasets.config.HF_DATASETS_CACHE) / "moon2" / name
 

@@ -22,7 +22,8 @@ def test_a_place_is_that_of_a_state_of_the_file_and_of_what_is_made(source, tmp_
     first = cache_path(source, "words 1", ".txt")
     assert first.name.startswith("products-") and first.suffix == ".txt"
     assert first == cache_path(source, "words 1", ".txt") != cache_path(source, "words 2", ".txt")
-    link = tmp_path / "link.parquet"
+    (tmp_path / "linked").mkdir()
+    link = tmp_path / "linked" / source.name
     link.symlink_to(source)
     assert cache_path(link, "words 1", ".txt") == first
     os.utime(source, ns=(1, 1))
