@@ -66,13 +66,13 @@ from moon2_dataset.file_cache import make_once
 path, made, rank = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 (made / f"ready-{rank}").touch()
 for _ in range(6000):  # a minute
-    if len(list(made.glob("ready-*"))) == 3:
+    if len(list(made.glob("ready-*"))) == 2:
         break
     time.sleep(0.01)
 
 def make(part):
     (made / f"made-{rank}").touch()
-    time.sleep(0.5)  # so that the others surely come meanwhile
+    time.sleep(0.5)  # so that the other surely comes meanwhile
     part.write_text("whole")
 
 assert make_once(path, make).read_text() == "whole"
@@ -81,6 +81,6 @@ assert make_once(path, make).read_text() == "whole"
 
 def test_of_several_processes_one_makes_it(source, tmp_path):
     path = cache_path(source, "words", ".txt")
-    processes = [subprocess.Popen([sys.executable, "-c", MAKER, path, tmp_path, str(rank)]) for rank in range(3)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    processes = [subprocess.Popen([sys.executable, "-c", MAKER, path, tmp_path, str(rank)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert len(list(tmp_path.glob("made-*"))) == 1
