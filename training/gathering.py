@@ -28,7 +28,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:
         gathered = tensor.new_empty(num_processes() * len(tensor), *tensor.shape[1:])
-        dist.all_gather_into_tensor(gathered, tensor.contiguous())
+        dist.all_gather(list(gathered.chunk(num_processes())), tensor.contiguous())
         return gathered
 
     @staticmethod

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, get_quantization_config
@@ -156,8 +157,8 @@ def fit(
             "seconds": seconds,
             "triplets_per_second": triplets / seconds,
             "parameters": model.num_parameters(),
-            "unreadable_images": sorted(trainer.unreadable),
-            "emptied": sorted(trainer.emptied),
+            "unreadable_images": sorted(set(gather_object(list(trainer.unreadable)))),  # of all processes
+            "emptied": sorted(set(gather_object(list(trainer.emptied)))),
             "skipped_steps": sum(log.get("skipped_steps", 0) for log in trainer.state.log_history),
             "last_log": next((log for log in reversed(trainer.state.log_history) if "loss" in log), {}),
         }
