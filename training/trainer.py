@@ -160,8 +160,9 @@ class Moon2Trainer(Trainer):
         self._mined_at = -1  # step of the last search
         self.unreadable: set[str] = set()  # pictures that were left out
         self.emptied: set[str] = set()  # queries and products that were, for nothing else was in them
+        defaults = Moon2TrainingArguments(use_cpu=args.use_cpu, accelerator_config={"use_configured_state": True})
         self.provenance = read_provenance(model.config._name_or_path) | {
-            "training": changed_arguments(args, Moon2TrainingArguments()),
+            "training": changed_arguments(args, defaults),  # made so, they leave alone what a launcher has set up
             "run": run_record(args),
         }
         self.provenance.pop("notes", None)  # they speak of the weights that training starts from

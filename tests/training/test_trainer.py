@@ -38,6 +38,13 @@ def teacher(tiny_dual_encoder, shop, tmp_path_factory):
     return file
 
 
+def test_what_a_launcher_has_set_up_stays(fresh, shop, tmp_path):
+    options = arguments(tmp_path)
+    options.distributed_state.device = torch.device("cpu", 0)
+    Moon2Trainer(fresh[0], options, shop, processing_class=fresh[1])
+    assert options.distributed_state.device == torch.device("cpu", 0)
+
+
 @pytest.mark.parametrize("negatives", ["in_batch", "explicit"])
 def test_everything_about_the_objectives_is_logged(fresh, shop, tmp_path, negatives):
     model, processor = fresh
