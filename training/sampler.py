@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 
 from .triplets import TripletKey
+
+if TYPE_CHECKING:
+    from .mining import MinedBatchSampler
 
 
 class LeafBatchSampler(Sampler[list[TripletKey]]):
@@ -69,6 +74,22 @@ class LeafBatchSampler(Sampler[list[TripletKey]]):
             used[rows] = True
             batch += rows.tolist()
             yield [TripletKey(row, self.epoch) for row in batch]
+
+
+class EpochCallback(TrainerCallback):
+    """Tells a batch sampler its epoch.
+
+    Of a run that is resumed within an epoch on several processes nothing else does: there the sampler stands behind
+    two wrappers, of which neither hands an epoch on.
+
+    Attributes:
+        batches: the batch sampler of the training; has `set_epoch`.
+    """
+
+    batches: LeafBatchSampler | MinedBatchSampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.batches.set_epoch(int(state.epoch))
 
 
 def _first_unused(order: np.ndarray, start: int, end: int, used: np.ndarray, count: int) -> tuple[np.ndarray, int]:

@@ -32,7 +32,7 @@ from .muon import MuonAdamW, hidden_matrices
 from .non_finite import StepGuard, withhold_step
 from .objective_log import ObjectiveLog
 from .provenance import run_record
-from .sampler import LeafBatchSampler
+from .sampler import EpochCallback, LeafBatchSampler
 from .teacher_features import load_teacher_features
 from .trainer_config import Moon2TrainingArguments
 from .training_report import TrainingReportCallback
@@ -204,6 +204,8 @@ class Moon2Trainer(Trainer):
         self.chunk_reader = (
             None if triplets is None else ChunkReader(triplets.__getitem__, self.data_collator, threads)
         )
+        self.epoch_callback = EpochCallback()
+        self.add_callback(self.epoch_callback)
         if find_spec("matplotlib") is not None:
             self.add_callback(TrainingReportCallback)
         if self.pop_callback(ProgressCallback) is not None:
@@ -233,6 +235,7 @@ class Moon2Trainer(Trainer):
             sampler = MinedBatchSampler(
                 sampler, data.positive_row, self.mined, self.args.gradient_accumulation_steps, self.args.world_size
             )
+        self.epoch_callback.batches = sampler
         if self.args.cached_chunk_size:  # batches of keys; chunks are read when their turn comes
             return self.accelerator.prepare(
                 DataLoader(_Keys(len(self.train_dataset)), batch_sampler=sampler, collate_fn=list)

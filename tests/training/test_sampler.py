@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
+from trainer_arguments import arguments
 
 from moon2_training.sampler import LeafBatchSampler
+from moon2_training.trainer import Moon2Trainer
 
 RNG = np.random.default_rng(0)
 SKEWED = RNG.choice(40, size=1000, p=RNG.dirichlet(np.full(40, 0.3)))
@@ -60,6 +67,35 @@ def test_order_depends_on_seed_and_epoch_alone():
     sampler = make(1)
     sampler.set_epoch(7)
     assert {key.epoch for batch in sampler for key in batch} == {7}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"cached_chunk_size": 3}, {"negatives": "explicit", "mine_every_steps": 1}], ids=str
+)
+def test_the_epoch_reaches_the_sampler_behind_the_wrappers_of_a_resume(tiny, shop, tmp_path, options):
+    trainer = Moon2Trainer(tiny[0], arguments(tmp_path, **options), shop, processing_class=tiny[1])
+    sampler = trainer.get_train_dataloader().batch_sampler
+    shard = BatchSamplerShard(sampler, num_processes=2, process_index=1)
+    loader = skip_first_batches(DataLoaderShard(range(24), batch_sampler=shard), 1)
+    trainer.state.epoch = 4.25
+    trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+    found = list(loader.batch_sampler)
+    sampler.set_epoch(4)
+    assert found == list(sampler)[3:4]
+
+
+@pytest.mark.slow
+def test_two_processes_resumed_within_an_epoch_read_the_rows_of_the_uninterrupted_ones(tiny, shop, tmp_path):
+    for part in tiny:
+        part.save_pretrained(tmp_path / "model")
+    for name, table in (("products", shop.products), ("queries", shop.queries)):
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               Path(__file__).parent / "resumed_rows.py", tmp_path]  # fmt: skip
+    result = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0 and result.stdout.count("the same rows") == 2, result.stderr[-3000:]
 
 
 def test_wrong_arguments_are_refused():
