@@ -377,7 +377,8 @@ class Moon2Trainer(Trainer):
             ".dual_alignment.": self.args.router_learning_rate,
             "temperature.": self.args.temperature_learning_rate,
         }
-        if self.optimizer is not None or not (self.args.muon or any(own_rates.values())):
+        has_own = any(rate is not None for rate in own_rates.values())
+        if self.optimizer is not None or not (self.args.muon or has_own):
             return super().create_optimizer() if model is None else super().create_optimizer(model)
         if self.args.muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("muon=True needs whole matrices, which FSDP and DeepSpeed split; drop one")

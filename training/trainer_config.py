@@ -240,6 +240,10 @@ class Moon2TrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not MINIMAL_TEMPERATURE <= value <= MAXIMAL_TEMPERATURE:
                 raise ValueError(f"{name}={value}; give {MINIMAL_TEMPERATURE} to {MAXIMAL_TEMPERATURE}")
+        for name in (*(f"{part}_learning_rate" for part in ("expert", "router", "temperature")), "learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < math.inf:
+                raise ValueError(f"{name}={rate}; give a rate, 0 or more")
         if self.muon and self.optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
             raise ValueError(f"muon=True leaves what is no matrix to AdamW, but optim={self.optim}; drop one")
         if isinstance(self.teacher_features, str):  # as a recipe may give it

@@ -203,6 +203,9 @@ def test_co_augmentation_is_trained_on_as_often_as_the_arguments_say(fresh, shop
         ({"expanded_image_share": -0.1}, "expanded_image_share=-0.1; give a probability from 0 to 1"),
         ({"freeze": ["vision"]}, "freeze: the model has no module 'vision'; its largest are visual, language_model"),
         ({"word_dropout": 2.0}, "word_dropout=2.0; give a probability from 0 to 1"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0; give a rate, 0 or more"),
+        ({"router_learning_rate": -1.0}, "router_learning_rate=-1.0; give a rate, 0 or more"),
+        ({"expert_learning_rate": float("nan")}, "expert_learning_rate=nan; give a rate, 0 or more"),
     ],
 )
 def test_wrong_arguments_fail_at_once_with_the_allowed_values(fresh, shop, tmp_path, change, message):
@@ -278,6 +281,16 @@ def test_learning_rates_of_their_own(fresh, shop, tmp_path):
     assert found[f"{layer}.mlp.dual_alignment.weight"] == (3e-3, 0.0)
     assert found["temperature.weight"] == (4e-3, 0.0)
     assert found[f"{layer}.self_attn.q_proj.weight"] == (1e-3, 0.1)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_rate_of_nought_keeps_what_it_is_for(fresh, shop, tmp_path, muon):
+    model, processor = fresh
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    options = arguments(tmp_path, max_steps=2, router_learning_rate=0.0, muon=muon)
+    Moon2Trainer(model, options, shop, processing_class=processor).train()
+    kept = {name for name, weight in model.named_parameters() if torch.equal(weight, before[name])}
+    assert kept == {name for name in before if ".mlp.gate." in name or ".dual_alignment." in name}
 
 
 def test_a_fixed_temperature_stays_and_the_other_moves(fresh, shop, tmp_path):
