@@ -24,6 +24,7 @@ from moon2_dataset.recipe import RecipeParser
 
 from .plain_files import plain_checkpoint
 from .source_checkpoint import MAX_PIXELS, SOURCE_TYPE, SourceWeights, load_source_processor, resolve_source
+from .trainer_config import refuse_data_parallel
 
 Product = dict[str, Any]
 
@@ -327,9 +328,10 @@ def adapt(script: AdaptArguments, arguments: SFTConfig) -> Path:
 
     Raises:
         FileNotFoundError: there is no such model, or no products.
-        ValueError: the model is not a generative Qwen3-VL, no product serves a task, or a row does not hold the
-            pictures.
+        ValueError: the model is not a generative Qwen3-VL, no product serves a task, a row does not hold the pictures,
+            or the process has several GPUs.
     """
+    refuse_data_parallel(arguments)
     folder, out = resolve_source(script.model), Path(arguments.output_dir)
     if folder.resolve() == out.resolve():
         raise ValueError(f"output_dir={out} is the model's own folder; give another one")

@@ -19,6 +19,20 @@ ON_BAD_IMAGE = ("raise", "skip")
 ON_NAN = ("raise", "skip")
 
 
+def refuse_data_parallel(arguments: TrainingArguments) -> None:
+    """Refuse several GPUs in one process: over these transformers splits every tensor by its rows, and the patches of
+    pictures are not those of the batch.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"{arguments.n_gpu} GPUs are visible, and a process can train on one; start one for each with "
+            "`accelerate launch -m moon2_training.cli` in place of `moon2`, or give one by CUDA_VISIBLE_DEVICES=0"
+        )
+
+
 @dataclass
 class Moon2TrainingArguments(TrainingArguments):
     """transformers' `TrainingArguments` and what MOON2.0 adds.
@@ -205,6 +219,7 @@ class Moon2TrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        refuse_data_parallel(self)
         if self.negatives not in NEGATIVES:
             raise ValueError(f"negatives={self.negatives!r}; give one of {', '.join(NEGATIVES)}")
         if not 0 <= self.leaf_share <= 1:

@@ -400,6 +400,12 @@ def test_the_source_is_not_overwritten(base, parquet):
         adapt(*options(base, parquet, base))
 
 
+def test_several_gpus_without_a_launcher_are_refused(base, parquet, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="2 GPUs are visible"):
+        adapt(*options(base, parquet, tmp_path))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -221,6 +221,13 @@ def test_wrong_arguments_fail_at_once_with_the_allowed_values(fresh, shop, tmp_p
             arguments(tmp_path, **change)
 
 
+def test_several_gpus_without_a_launcher_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="2 GPUs are visible.*`accelerate launch .* CUDA_VISIBLE_DEVICES=0"):
+        arguments(tmp_path, use_cpu=False)
+    assert arguments(tmp_path).n_gpu == 0
+
+
 @pytest.mark.parametrize("muon", [False, True])
 def test_what_is_frozen_stays_and_the_rest_learns(fresh, shop, tmp_path, muon):
     model, processor = fresh
