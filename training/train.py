@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import set_seed
+from transformers import TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, get_quantization_config
 
@@ -93,7 +94,7 @@ def last_checkpoint(folder: str | os.PathLike) -> str | None:
     numbered = sorted((int(path.name.rpartition("-")[2]), path) for path in checkpoints)
     for _, path in reversed(numbered):
         try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         return str(path)
@@ -119,9 +120,9 @@ def fit(
         options: of the run beside `arguments`, for provenance.json.
 
     Returns:
-        What `evaluate` returns with a `training` entry (steps, triplets, seconds, triplets per second, steps that were
-        left out for NaN, final averages of the log); without `eval_data` only that entry. The same is written to
-        `results.json`.
+        What `evaluate` returns with a `training` entry (steps and triplets of the whole run; of this process seconds
+        and, where it took a step, triplets per second; steps that were left out for NaN, final averages of the log);
+        without `eval_data` only that entry. The same is written to `results.json`.
     """
     trainer = Moon2Trainer(model, arguments, train_dataset=data, eval_dataset=eval_data, processing_class=processor)
     if datasets:
@@ -135,8 +136,10 @@ def fit(
         run["data"] = data_record(tables or {}, progress=not arguments.disable_tqdm)
         for message in _other_data(checkpoint, run["data"]):
             warnings.warn(f"resumed on other data: {message}", stacklevel=2)
+    earlier_steps = 0
     if checkpoint:
         check_checksums(checkpoint)
+        earlier_steps = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
     begin = time.perf_counter()
     with plain_checkpoint(checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -149,13 +152,14 @@ def fit(
     with naming(arguments.output_dir):
         trainer.save_state()
     batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    triplets = trainer.state.global_step * batch_size
+    steps_here = trainer.state.global_step - earlier_steps
+    speed = {"triplets_per_second": steps_here * batch_size / seconds} if steps_here else {}
     results = {
         "training": {
             "steps": trainer.state.global_step,
-            "triplets": triplets,
+            "triplets": trainer.state.global_step * batch_size,
             "seconds": seconds,
-            "triplets_per_second": triplets / seconds,
+            **speed,
             "parameters": model.num_parameters(),
             "unreadable_images": sorted(set(gather_object(list(trainer.unreadable)))),  # of all processes
             "emptied": sorted(set(gather_object(list(trainer.emptied)))),
@@ -232,11 +236,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, processor, arguments, data, eval_data, datasets, _tables(script, arguments), given_options(*groups)
     )
     training = results["training"]
-    print(
-        f"{training['steps']:,} steps, {training['triplets']:,} triplets in {training['seconds']:,.0f} s: "
-        f"{training['triplets_per_second']:.1f} a second on {torch.device(arguments.device).type}; "
-        f"saved to {arguments.output_dir}"
-    )
+    told = f"{training['steps']:,} steps, {training['triplets']:,} triplets"
+    if "triplets_per_second" in training:
+        told += f", {training['triplets_per_second']:.1f} a second on {torch.device(arguments.device).type}"
+    print(f"{told}; {training['seconds']:,.0f} s; saved to {arguments.output_dir}")
     for key, what in (
         ("unreadable_images", "images could not be read and were left out"),
         ("emptied", "queries and products have nothing else, and others were taken instead"),

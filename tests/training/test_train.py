@@ -127,6 +127,22 @@ def test_a_run_that_is_resumed_on_other_data_says_which_file(recipe, shop, tmp_p
     assert results["training"]["steps"] == 4 and results["training"]["skipped_steps"] == 0
 
 
+def test_speed_is_that_of_the_steps_taken_here(recipe, tmp_path, capsys):
+    options = ["--save_strategy", "steps", "--save_steps", "1", "--resume_from_checkpoint", "last"]
+
+    def told(steps: int) -> dict:
+        main(["--config", str(recipe), *options, "--max_steps", str(steps)])
+        return json.loads((tmp_path / "out" / "results.json").read_text())["training"]
+
+    for steps, here in ((2, 2), (3, 1)):
+        training = told(steps)
+        assert training["steps"] == steps and training["triplets"] == 4 * steps
+        assert training["triplets_per_second"] == pytest.approx(4 * here / training["seconds"])
+    assert "3 steps, 12 triplets, " in capsys.readouterr().out
+    assert "triplets_per_second" not in told(3)
+    assert "3 steps, 12 triplets; " in capsys.readouterr().out
+
+
 def test_a_run_killed_behind_its_last_checkpoint_takes_no_step_more(recipe, tmp_path):
     options = ["--max_steps", "3", "--save_strategy", "steps", "--save_steps", "3", "--lr_scheduler_type", "constant",
                "--resume_from_checkpoint", "last"]  # fmt: skip
