@@ -16,7 +16,8 @@ RECIPES = Path(moon2_training.__file__).parent / "recipes"
 SCRIPT = RECIPES / "slurm" / "train.sbatch"
 SRUN = """#!/bin/bash
 # starts the command once a node, as srun does, and fails if one of them does
-shift  # --kill-on-bad-exit=1
+[[ "$1 $2" == "--cpus-per-task=6 --kill-on-bad-exit=1" ]] || exit 2  # it does not take the job's CPUs of itself
+shift 2
 for node in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$node "$@" & started+=($!); done
 for process in "${started[@]}"; do wait "$process" || exit 1; done
 """
@@ -44,7 +45,8 @@ def test_two_nodes_train_together_and_the_same_command_goes_on(shop, tmp_path):
     environment = os.environ | {
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
         "ACCELERATE_CONFIG": str(RECIPES / "accelerate" / "ddp.yaml"), "PROCESSES_PER_NODE": "1",
-        "SLURM_JOB_NODELIST": "localhost,node2", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "MAIN_PORT": str(port),
+        "SLURM_JOB_NODELIST": "localhost,node2", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "6", "MAIN_PORT": str(port),
     }  # fmt: skip
     for steps in (1, 2):
         command = ["bash", SCRIPT, "--config", tmp_path / "recipe.yaml", "--max_steps", str(steps)]
