@@ -248,8 +248,13 @@ class DualLevelAlignmentLoss(nn.Module):
             The loss and its parts.
 
         Raises:
-            ValueError: rows and keys do not fit together, or no objective is active.
+            ValueError: rows and keys do not fit together, no objective is active, or embeddings are in half precision.
         """
+        if (dtype := outputs.multimodal_embeddings.dtype) not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"embeddings in {dtype} are too coarse to tell near products apart; keep the model's float32, in FSDP "
+                "with output_dtype=None in its mixed precision policy"
+            )
         batch_size = len(positive_keys)
         query, positive, negative = split_roles(outputs, batch_size)
         items = _select_rows(outputs, slice(batch_size, None))

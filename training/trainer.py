@@ -33,6 +33,7 @@ from .non_finite import StepGuard, withhold_step
 from .objective_log import ObjectiveLog
 from .provenance import run_record
 from .sampler import EpochCallback, LeafBatchSampler
+from .sharding import keep_float32
 from .teacher_features import load_teacher_features
 from .trainer_config import Moon2TrainingArguments
 from .training_report import TrainingReportCallback
@@ -196,6 +197,8 @@ class Moon2Trainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if self.is_fsdp_enabled:
+            keep_float32(self.accelerator.state.fsdp_plugin)
         if args.on_nan == "skip" and self.is_deepspeed_enabled:
             raise ValueError(
                 "on_nan=skip: DeepSpeed takes a step within its backward pass, where none can be left out; give raise"
