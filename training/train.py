@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import TrainerState, set_seed
+from transformers import PreTrainedModel, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, get_quantization_config
@@ -37,6 +37,9 @@ from .saved_encoder import load_encoder
 from .teacher_features import teacher_files
 from .trainer import Moon2Trainer
 from .trainer_config import Moon2TrainingArguments
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 SHOWN_NAMES = 20
 WITHOUT_ADAPTERS = ModelConfig(lora_dropout=0.0)  # TRL's options as they are where none is given
@@ -82,6 +85,36 @@ def product_texts(data: ProductQueries) -> Iterator[str]:
     for path, attributes in zip(data.products["category_path"], data.products["attributes"], strict=True):
         yield from path
         yield from (attribute["value"] for attribute in attributes)
+
+
+def starting_model(
+    script: TrainArguments, mini: MiniConfig, options: ModelConfig, data: ProductQueries
+) -> tuple[PreTrainedModel | PeftModel, Moon2Processor]:
+    """The model that a run begins with, quantised and with adapters as the options say, and its processor.
+
+    Args:
+        script: says which model.
+        mini: the shape of one from scratch.
+        options: TRL's.
+        data: what the tokenizer of one from scratch learns from.
+    """
+    if script.model is None:
+        model, processor = build_mini(mini, product_texts(data))
+    else:
+        quantization = get_quantization_config(options)
+        placing = (
+            {"quantization_config": quantization, "device_map": {"": PartialState().local_process_index}}
+            if quantization
+            else {}
+        )
+        model, processor = load_encoder(script.model, attn_implementation=options.attn_implementation, **placing)
+    if not (options.load_in_4bit or options.load_in_8bit):
+        model.float()  # in bfloat16 weights, steps of 1e-5 would be rounded away; --bf16 computes in it all the same
+    if options.use_peft:
+        from .lora import add_adapters  # PEFT is an extra
+
+        model = add_adapters(model, options)
+    return model, processor
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:
@@ -214,22 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if script.eval_products is not None:
         eval_data = load_product_queries(script.eval_products, script.eval_queries, script.eval_split)
     set_seed(arguments.seed)
-    if script.model is None:
-        model, processor = build_mini(mini, product_texts(data))
-    else:
-        quantization = get_quantization_config(options)
-        placing = (
-            {"quantization_config": quantization, "device_map": {"": PartialState().local_process_index}}
-            if quantization
-            else {}
-        )
-        model, processor = load_encoder(script.model, attn_implementation=options.attn_implementation, **placing)
-    if not (options.load_in_4bit or options.load_in_8bit):
-        model.float()  # in bfloat16 weights, steps of 1e-5 would be rounded away; --bf16 computes in it all the same
-    if options.use_peft:
-        from .lora import add_adapters  # PEFT is an extra
-
-        model = add_adapters(model, options)
+    model, processor = starting_model(script, mini, options, data)
     datasets = [Path(source).name for source in (*script.products, *script.queries)]  # a card names no folders
     groups = [script, *([mini] if script.model is None else []), *([options] if options != WITHOUT_ADAPTERS else [])]
     results = fit(

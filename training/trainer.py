@@ -288,13 +288,9 @@ class Moon2Trainer(Trainer):
                 self._note_left_out(chunk)
                 yield self._prepare_inputs(chunk)
 
-        def encode(**chunk) -> Moon2ViewsOutput:
-            with self.compute_loss_context_manager():
-                return model(**chunk)
-
         scale = 1 / self.current_gradient_accumulation_steps
         result, temperatures = cached_backward(
-            encode,
+            model,
             read,
             [len(chunk) for chunk in chunks],
             self._score,

@@ -8,11 +8,11 @@ import statistics
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +28,8 @@ from moon2_dataset import OPTIONAL_PRODUCT_FEATURES, ProductQueries, load_produc
 from moon2_dataset.recipe import RecipeParser
 
 from .losses import OBJECTIVES
-from .mini import MiniConfig, build_mini
-from .saved_encoder import load_encoder
-from .train import SHOWN_NAMES, TrainArguments, product_texts
+from .mini import MiniConfig
+from .train import SHOWN_NAMES, WITHOUT_ADAPTERS, TrainArguments, starting_model
 from .trainer import Moon2Trainer
 from .trainer_config import Moon2TrainingArguments
 
@@ -195,35 +194,48 @@ def share_of_cut_titles(data: ProductQueries, processor: Moon2Processor) -> floa
 
 
 def measure_step(trainer: Moon2Trainer) -> tuple[float, int]:
-    """Take a few forwards and backwards over real batches; changes nothing but gradients.
+    """Take a few steps over real batches as training does, but at learning rate 0: the weights stay as they are.
 
     Returns:
-        Median seconds of a step, reading included, and the most bytes that the graph held at a time.
+        Seconds of a step, reading and the optimizer included, from the median batch; and the most bytes that the graph
+        held at a time.
 
     Raises:
         ValueError: a loss is not finite, and `on_nan` is raise.
     """
-    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    args = trainer.args
+    trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps
     trainer.state.max_steps = 1
-    model, times = trainer.model.to(trainer.args.device), []
-    batches = iter(trainer.get_train_dataloader())
+    model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.create_optimizer())
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.0
+
+    def timed(take: Callable[[], Any]) -> float:
+        begin = time.perf_counter()
+        take()
+        if args.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter() - begin
+
+    def update() -> None:
+        norm = trainer._clip_grad_norm(model) if args.max_grad_norm > 0 else None
+        trainer._get_grad_norm(model, grad_norm=norm)
+        trainer.optimizer.step()
+        model.zero_grad()
+
+    def batches() -> Iterator[Any]:
+        while True:  # one batch may be all there is
+            yield from trainer.get_train_dataloader()
+
+    ahead = batches()
     with KeptForBackward(model) as kept:
-        trainer.training_step(model, next(batches))
-    for _ in range(TIMED_STEPS * trainer.args.gradient_accumulation_steps - 1):
-        begin = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            break
-        trainer.training_step(model, batch).item()
-        times.append(time.perf_counter() - begin)
-    if not times:  # a single batch: the one that was measured, again
-        begin = time.perf_counter()
-        trainer.training_step(model, next(iter(trainer.get_train_dataloader()))).item()
-        times.append(time.perf_counter() - begin)
-    model.zero_grad()
-    trainer.step_guard.judge(None, step=1)
-    trainer.step_guard.check(model)
-    return statistics.median(times) * trainer.args.gradient_accumulation_steps, kept.peak
+        trainer.training_step(model, next(ahead))
+    update()  # compiles and allocates, as does the first batch
+    steps = range(TIMED_STEPS * args.gradient_accumulation_steps - 1)
+    times = [timed(lambda: trainer.training_step(model, next(ahead))) for _ in steps]
+    seconds = statistics.median(times) * args.gradient_accumulation_steps + timed(update)
+    trainer.step_guard.check(trainer.model)
+    return seconds, kept.peak
 
 
 class KeptForBackward:
@@ -313,7 +325,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="moon2 validate",
         description="Look through a data set and a recipe before a long run.",
     )
-    options, script, arguments, mini, _ = parser.parse_args_and_config(argv)
+    parser.set_defaults(lora_dropout=WITHOUT_ADAPTERS.lora_dropout)
+    options, script, arguments, mini, model_options = parser.parse_args_and_config(argv)
     data = load_product_queries(script.products, script.queries, "train")
     if script.eval_products is not None:
         held_out = load_product_queries(script.eval_products, script.eval_queries, script.eval_split)
@@ -334,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     set_seed(arguments.seed)
     if script.model is None:
-        model, processor = build_mini(mini, product_texts(data))
+        model, processor = starting_model(script, mini, model_options, data)
     else:
         processor = AutoProcessor.from_pretrained(script.model, trust_remote_code=True)
         config = AutoConfig.from_pretrained(script.model, trust_remote_code=True)
@@ -357,8 +370,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         on_gpu = arguments.device.type != "cpu"
         if parameters < TIMED_PARAMETERS or on_gpu:
             if script.model is not None:
-                model, processor = load_encoder(script.model)
-            trainer = Moon2Trainer(model.float(), arguments, train_dataset=data, processing_class=processor)
+                model, processor = starting_model(script, mini, model_options, data)
+            trainer = Moon2Trainer(model, arguments, train_dataset=data, processing_class=processor)
             seconds, activations = measure_step(trainer)
             hours = steps * seconds / 3600
             print(f"{activations / 1e9:,.2f} GB of activations at {arguments.train_batch_size} triplets, measured")

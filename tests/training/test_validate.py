@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, Features
+from peft import PeftModel
 
 from moon2_dataset import OPTIONAL_PRODUCT_FEATURES, join
 from moon2_training.losses import OBJECTIVES
@@ -117,6 +118,42 @@ def test_a_saved_model_is_measured_too(recipe, tiny, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings | {"model": str(tmp_path / "model")}))
     main(["--config", str(tmp_path / "recipe.yaml")])
     assert f"{tiny[0].num_parameters() / 1e6:,.1f} M parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"bf16": True, "cached_chunk_size": 3}], ids=str)
+def test_a_step_is_measured_as_it_is_trained(tiny, shop, tmp_path, options):
+    arguments = Moon2TrainingArguments(tmp_path, per_device_train_batch_size=6, max_steps=1, save_strategy="no",
+                                       disable_tqdm=True, use_cpu=True, report_to="none", **options)  # fmt: skip
+
+    def seen(run) -> tuple[set[torch.dtype], torch.nn.Module]:
+        trainer = Moon2Trainer(copy.deepcopy(tiny[0]), arguments, shop, processing_class=tiny[1])
+        dtypes = set()
+        for layer in trainer.model.language_model.layers:
+            layer.self_attn.q_proj.register_forward_hook(lambda module, given, out: dtypes.add(out.dtype))
+        run(trainer)
+        return dtypes, trainer
+
+    dtypes, trainer = seen(measure_step)
+    assert dtypes == seen(Moon2Trainer.train)[0] == {torch.bfloat16 if "bf16" in options else torch.float32}
+    assert len(trainer.optimizer.state) > 40  # it took a step
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, tiny[0].state_dict()[name]), name
+
+
+def test_adapters_are_measured_as_such(recipe, tiny, tmp_path, monkeypatch):
+    for part in tiny:
+        part.save_pretrained(tmp_path / "model")
+    settings = {name: value for name, value in yaml.safe_load(open(recipe())).items() if name not in SHAPE}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings | {"model": str(tmp_path / "model")}))
+    measured = []
+
+    def measure(trainer):
+        measured.append(trainer.model)
+        return measure_step(trainer)
+
+    monkeypatch.setattr("moon2_training.validate.measure_step", measure)
+    main(["--config", str(tmp_path / "recipe.yaml"), "--use_peft", "true", "--lora_r", "4"])
+    assert isinstance(measured[0], PeftModel)
 
 
 def test_a_loss_that_is_not_finite_is_said(tiny, shop, tmp_path):
