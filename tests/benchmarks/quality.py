@@ -91,7 +91,7 @@ def recipe_of(row: str, full: bool) -> dict:
     from moon2_training.mini import MiniConfig
 
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8")) | ({} if full else SHORT)
-    for name in ("products", "queries", "eval_products", "eval_queries", "output_dir", "seed", "learning_rate"):
+    for name in ("output_dir", "seed", "learning_rate"):
         del recipe[name]
     if ROWS[row].kind != "moon2":
         read = {f.name for kind in (MiniConfig, TrainingArguments) for f in fields(kind)} | {"muon"}

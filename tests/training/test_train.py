@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
+import moon2_training
 from moon2_training.push import check_folder
 from moon2_training.train import last_checkpoint, main, product_texts
 
@@ -47,6 +49,23 @@ def test_a_recipe_trains_scores_and_saves(recipe, tmp_path, capsys):
     recipe.write_text(yaml.safe_dump(settings | {"model": str(tmp_path / "out")}))
     main(["--config", str(recipe), "--output_dir", str(tmp_path / "further")])
     assert (tmp_path / "further" / "model.safetensors").exists()
+
+
+RECIPES = sorted((Path(moon2_training.__file__).parent / "recipes").glob("*mini*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_of_ours_reads_the_tables_that_are_given_and_no_others(recipe, tiny, tmp_path, path):
+    small = yaml.safe_load(recipe.read_text())
+    tables = [flag for name in ("products", "queries") for flag in (f"--{name}", small[name])]
+    small = SHAPE | {"per_device_train_batch_size": 4, "max_steps": 1, "save_strategy": "no", "use_cpu": True,
+                     "dataloader_num_workers": 0, "output_dir": str(tmp_path / "out")}  # fmt: skip
+    if "model" in yaml.safe_load(path.read_text()):
+        for part in tiny:
+            part.save_pretrained(tmp_path / "model")
+        small = {name: value for name, value in small.items() if name not in SHAPE} | {"model": tmp_path / "model"}
+    main(["--config", str(path), *tables, *(word for name in small for word in (f"--{name}", str(small[name])))])
+    assert json.loads((tmp_path / "out" / "results.json").read_text()).keys() == {"training"}
 
 
 def test_adapters_are_trained_and_merged(recipe, tmp_path):
