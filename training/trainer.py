@@ -41,6 +41,7 @@ from .triplets import TripletDataset, TripletKey
 
 MEMORY = "memory.safetensors"  # of a checkpoint: the queue of earlier items
 MINED = "mined.safetensors"  # of a checkpoint: the hard negatives of each product, by the step of their search
+LEARNING_RATE, LEARNING_RATE_FROM_SCRATCH = 1e-5, 1e-3  # where none is given
 UNFINISHED = ".saving"  # folder of a model that is being saved
 
 
@@ -161,6 +162,8 @@ class Moon2Trainer(Trainer):
         self._mined_at = -1  # step of the last search
         self.unreadable: set[str] = set()  # pictures that were left out
         self.emptied: set[str] = set()  # queries and products that were, for nothing else was in them
+        if args.learning_rate is None:
+            args.learning_rate = LEARNING_RATE if model.config._name_or_path else LEARNING_RATE_FROM_SCRATCH
         defaults = Moon2TrainingArguments(use_cpu=args.use_cpu, accelerator_config={"use_configured_state": True})
         self.provenance = read_provenance(model.config._name_or_path) | {
             "training": changed_arguments(args, defaults),  # made so, they leave alone what a launcher has set up

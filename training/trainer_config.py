@@ -210,7 +210,10 @@ class Moon2TrainingArguments(TrainingArguments):
     )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Items per forward when scoring."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
+    learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Peak learning rate; when not given, 1e-3 for a model from scratch and 1e-5 for another."},
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Leave NaN and Inf out of the logged mean; it waits for the device every step."},

@@ -290,6 +290,20 @@ def test_learning_rates_of_their_own(fresh, shop, tmp_path):
     assert found[f"{layer}.self_attn.q_proj.weight"] == (1e-3, 0.1)
 
 
+def test_a_model_from_scratch_learns_at_another_rate_than_a_trained_one(fresh, shop, tmp_path):
+    def rates(model, **options) -> tuple[float, float]:
+        trainer = Moon2Trainer(model, arguments(tmp_path, **options), shop, processing_class=fresh[1])
+        (told,) = {group["lr"] for group in trainer.create_optimizer().param_groups}
+        return told, trainer.provenance["training"]["learning_rate"]
+
+    model = fresh[0]
+    model.save_pretrained(tmp_path / "trained")
+    trained = type(model).from_pretrained(tmp_path / "trained")
+    assert rates(model, learning_rate=None) == (1e-3, 1e-3)
+    assert rates(trained, learning_rate=None) == (1e-5, 1e-5)
+    assert rates(model, learning_rate=1e-5) == rates(trained, learning_rate=1e-5) == (1e-5, 1e-5)
+
+
 @pytest.mark.parametrize("muon", [False, True])
 def test_a_rate_of_nought_keeps_what_it_is_for(fresh, shop, tmp_path, muon):
     model, processor = fresh
