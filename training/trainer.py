@@ -164,9 +164,10 @@ class Moon2Trainer(Trainer):
         self.emptied: set[str] = set()  # queries and products that were, for nothing else was in them
         if args.learning_rate is None:
             args.learning_rate = LEARNING_RATE if model.config._name_or_path else LEARNING_RATE_FROM_SCRATCH
+        # made so, the defaults leave alone what a launcher has set up
         defaults = Moon2TrainingArguments(use_cpu=args.use_cpu, accelerator_config={"use_configured_state": True})
         self.provenance = read_provenance(model.config._name_or_path) | {
-            "training": changed_arguments(args, defaults),  # made so, they leave alone what a launcher has set up
+            "training": changed_arguments(args, defaults),
             "run": run_record(args),
         }
         self.provenance.pop("notes", None)  # they speak of the weights that training starts from
