@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -28,13 +27,14 @@ from .hub_folder import changed_arguments, complete_hub_folder, read_provenance,
 from .losses import DualLevelLossOutput
 from .memory_queue import MemoryQueue
 from .mining import MinedBatchSampler, MinedNegatives, mine_negatives, mining_delay
-from .muon import MuonAdamW, hidden_matrices
+from .muon import MuonAdamW
 from .non_finite import StepGuard, withhold_step
 from .objective_log import ObjectiveLog
 from .provenance import run_record
 from .sampler import EpochCallback, LeafBatchSampler
 from .sharding import keep_float32
 from .teacher_features import load_teacher_features
+from .trained_parameters import freeze, has_own_rates, parameter_groups, set_temperatures
 from .trainer_config import Moon2TrainingArguments
 from .training_report import TrainingReportCallback
 from .triplets import TripletDataset, TripletKey
@@ -51,27 +51,6 @@ class CompactProgressCallback(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         overall = {key: value for key, value in (logs or {}).items() if "/" not in key}
         super().on_log(args, state, control, logs=overall, **kwargs)
-
-
-@torch.no_grad()
-def _set_temperatures(model: torch.nn.Module, starts: tuple[float | None, float | None]) -> None:
-    """Set ε and ε̃ where a start is given; also those of the copy that PEFT trains."""
-    for name, weight in model.named_parameters():
-        if ".temperature." in f".{name}":
-            for i, start in enumerate(starts):
-                if start is not None:
-                    weight[i] = math.log(start)
-
-
-def _freeze(model: torch.nn.Module, modules: list[str]) -> None:
-    """Stop training the parameters of the named modules, wherever in the model a module of that name stands."""
-    for module in modules:
-        found = [weight for name, weight in model.named_parameters() if f".{module}." in f".{name}."]
-        if not found:
-            names = ", ".join(name for name, _ in model.named_children())
-            raise ValueError(f"freeze: the model has no module {module!r}; its largest are {names}")
-        for weight in found:
-            weight.requires_grad_(False)
 
 
 def _load_state(file: Path, argument: str) -> dict[str, torch.Tensor]:
@@ -140,8 +119,8 @@ class Moon2Trainer(Trainer):
         self.memory = None
         if args.memory_size:
             self.memory = MemoryQueue(args.memory_size, width, args.memory_max_age).to(args.device)
-        _freeze(model, args.freeze)
-        _set_temperatures(model, (args.inter_temperature, args.intra_temperature))
+        freeze(model, args.freeze)
+        set_temperatures(model, (args.inter_temperature, args.intra_temperature))
         learn = (args.learn_inter_temperature, args.learn_intra_temperature)
         self.teachers = None
         if args.teacher_features and train_dataset is not None:
@@ -374,38 +353,14 @@ class Moon2Trainer(Trainer):
         """The optimizer of `TrainingArguments`, or Muon and AdamW; with learning rates of their own for experts, gate
         and W*, ε.
         """
-        own_rates = {
-            ".experts.": self.args.expert_learning_rate,
-            ".mlp.gate.": self.args.router_learning_rate,
-            ".dual_alignment.": self.args.router_learning_rate,
-            "temperature.": self.args.temperature_learning_rate,
-        }
-        has_own = any(rate is not None for rate in own_rates.values())
-        if self.optimizer is not None or not (self.args.muon or has_own):
+        if self.optimizer is not None or not (self.args.muon or has_own_rates(self.args)):
             return super().create_optimizer() if model is None else super().create_optimizer(model)
         if self.args.muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("muon=True needs whole matrices, which FSDP and DeepSpeed split; drop one")
         model = self.model if model is None else model
-        decays = set(self.get_decay_parameter_names(model))
-        matrices = hidden_matrices(model) if self.args.muon else set()
-        groups: dict[tuple[float, bool, bool], list[torch.nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            own = next((rate for part, rate in own_rates.items() if part in f".{name}"), None)
-            key = (self.args.learning_rate if own is None else own, name in decays, name in matrices)
-            groups.setdefault(key, []).append(parameter)
+        groups = parameter_groups(model, self.args, set(self.get_decay_parameter_names(model)))
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-        if self.args.muon:
-            optimizer_class = MuonAdamW
-        self.optimizer = optimizer_class(
-            [
-                {"params": parameters, "lr": rate, "weight_decay": self.args.weight_decay if decayed else 0.0}
-                | ({"muon": is_matrix} if self.args.muon else {})
-                for (rate, decayed, is_matrix), parameters in groups.items()
-            ],
-            **options,
-        )
+        self.optimizer = (MuonAdamW if self.args.muon else optimizer_class)(groups, **options)
         return self.optimizer
 
     def _get_grad_norm(self, model, grad_norm=None):
