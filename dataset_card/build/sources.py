@@ -242,6 +242,8 @@ def find_parts(path: Paths, encoding: str | None = None) -> tuple[list[Part], st
     if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
         saved = SavedRows(place)
         return [saved], _fingerprint(saved.files), []
+    if files := sorted(place.glob("products*.parquet")):  # a data set, with queries and reports beside them
+        return _file_parts(files, encoding), _fingerprint(files), [f"{place}: read its products*.parquet alone"]
     if files := _tables_in(place):
         return _file_parts(files, encoding), _fingerprint(files), [f"{place}: read its tables, not its sub-folders"]
     folder = ImageFolder(place)

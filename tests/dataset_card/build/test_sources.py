@@ -83,6 +83,17 @@ def test_a_metadata_file_in_a_folder_of_images_is_the_table(tmp_path):
     assert "products are numbered by their rows; a log cannot name them" in source.explain()
 
 
+def test_of_the_folder_of_a_data_set_its_products_are_read(tmp_path):
+    for split, names in (("train-00000", ["a", "b"]), ("test", ["c"])):
+        table = pa.table({"product_id": names, "title": [f"mug {name}" for name in names]})
+        pq.write_table(table, tmp_path / f"products-{split}.parquet")
+    pq.write_table(pa.table({"query_id": ["q"], "text": ["mug"]}), tmp_path / "queries-train-00000.parquet")
+    (tmp_path / "build_report.json").write_text("{}")
+    source = open_source(tmp_path)
+    assert [row.values["product_id"] for row in read(source)] == ["c", "a", "b"]
+    assert f"{tmp_path}: read its products*.parquet alone" in source.explain()
+
+
 def test_a_folder_of_images(tmp_path):
     (tmp_path / "Home" / "Mugs").mkdir(parents=True)
     (tmp_path / "Home" / "Mugs" / "red_mug.jpg").write_bytes(b"x")
