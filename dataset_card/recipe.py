@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -112,13 +113,19 @@ def read_recipe(path: str) -> dict[str, Any]:
 
 
 def _check_environment(path: str, value: Any) -> None:
-    wrong = not isinstance(value, dict) or not all(
-        isinstance(name, str) and name and not {"=", "\0"} & set(name)
-        and isinstance(of_name, str | int | float) and "\0" not in str(of_name)
+    fits = isinstance(value, dict) and all(
+        isinstance(name, str) and name and "=" not in name and isinstance(of_name, str | int | float)
         for name, of_name in value.items()
-    )  # fmt: skip
-    if wrong:
+    )
+    if not fits or not all(map(_can_be_in_environment, (text for pair in value.items() for text in pair))):
         raise ValueError(f"{path}: {ENVIRONMENT} is {short_repr(value)}; give names of variables and texts or numbers")
+
+
+def _can_be_in_environment(part: Any) -> bool:
+    try:
+        return b"\0" not in os.fsencode(str(part))
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def _is_read(text: str, hint: Any) -> bool:

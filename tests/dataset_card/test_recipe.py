@@ -62,6 +62,8 @@ def test_a_recipe_is_taken_and_flags_go_first(parse, monkeypatch):
         ({"place": "x", "way": "slow"}, "way is 'slow'; give fast or exact"),
         ({"place": "x", "env": ["A"]}, "give names of variables and texts or numbers"),
         ({"place": "x", "env": {"A=B": "1"}}, "give names of variables and texts or numbers"),
+        (b'{place: x, env: {"\\uD800": ""}}', "give names of variables and texts or numbers"),
+        (b'{place: x, env: {A: "\\uD800"}}', "give names of variables and texts or numbers"),
         (b"- a\n- b\n", "no mapping of options to values"),
         (b"", "no mapping of options to values"),
         (b"1: a\n", "no mapping of options to values"),
