@@ -253,6 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = fit(
         model, processor, arguments, data, eval_data, datasets, _tables(script, arguments), given_options(*groups)
     )
+    if not PartialState().is_main_process:  # one process tells
+        return
     training = results["training"]
     told = f"{training['steps']:,} steps, {training['triplets']:,} triplets"
     if "triplets_per_second" in training:
