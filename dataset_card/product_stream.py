@@ -81,6 +81,7 @@ class ParquetPart:
         size = max(1, min(MOST_ROWS, READ_BYTES * meta.num_rows // max(1, meta.total_byte_size)))
         try:
             for batch in parquet.iter_batches(size, row_groups=[group], columns=columns):
+                batch.validate(full=True)  # texts that are none would stop whoever reads them
                 table = pa.Table.from_batches([batch]).slice(max(0, start - first))
                 table = table.slice(0, max(0, stop - max(first, start)))
                 if len(table):

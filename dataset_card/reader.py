@@ -215,6 +215,7 @@ def _conformed(source: Path, label: str, conform: Conform) -> Iterator[pa.Table]
         kept = pa.schema([(field.name, plain_type(field.type)) for field in parquet.schema_arrow])
         yield conform(parquet.schema_arrow.empty_table().cast(kept), label)
         for batch in parquet.iter_batches(_BATCH_ROWS):
+            batch.validate(full=True)  # texts that are none would stop whoever reads them
             yield conform(pa.Table.from_batches([batch]).cast(kept), label)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise SchemaError(f"{label}: cannot be read as Parquet ({error}); write the file again") from error

@@ -55,21 +55,21 @@ class ParquetTable:
                 meta = parquet.metadata.row_group(group)
                 end = number + meta.num_rows
                 if end > start:
-                    size = _rows_at_once(meta, columns)
-                    for row in self._group(parquet, group, number, end, size, columns):
+                    for row in self._group(parquet, group, number, end, columns):
                         if row.number >= start:
                             yield row
                 number = end
         return number
 
     def _group(
-        self, parquet: pq.ParquetFile, group: int, number: int, end: int, size: int, columns: Sequence[str]
+        self, parquet: pq.ParquetFile, group: int, number: int, end: int, columns: Sequence[str]
     ) -> Iterator[RawRow]:
         try:
+            size = _rows_at_once(parquet.metadata.row_group(group), columns)
             for batch in parquet.iter_batches(size, row_groups=[group], columns=list(columns)):
                 yield from _plain_rows(batch, number, self.name, self.folder)
                 number += batch.num_rows
-        except (pa.ArrowException, OSError) as error:  # the other groups may be whole
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:  # the other groups may be whole
             for lost in range(number, end):
                 yield RawRow(lost, f"{self.name} row {lost}", {}, f"its row group cannot be read ({error})"[:200])
 

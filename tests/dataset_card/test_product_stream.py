@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 
 import fsspec
 import lancedb
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moon2_dataset import load_products
 from moon2_dataset.product_stream import ParquetPart, ProductStream
 from moon2_dataset.rows import SchemaError
 
@@ -127,6 +129,15 @@ def test_damage_inside_a_file_names_the_rows(files):
     path.write_bytes(data)
     with pytest.raises(SchemaError, match="products-0.parquet: rows from .* on cannot be read"):
         list(ProductStream(files).tables())
+
+
+def test_texts_that_are_none_name_the_rows(files):
+    path = files / "products-0.parquet"
+    ids = pa.StringArray.from_buffers(2, pa.py_buffer(struct.pack("<3i", 0, 1, 3)), pa.py_buffer(b"a\x80\xfe"))
+    pq.write_table(pa.table({"product_id": ids, "title": ["red mug", "mug"]}), path)
+    for read in (lambda: ProductStream(path).refuse_repeated_ids(), lambda: load_products(path)):
+        with pytest.raises(SchemaError, match="products-0.parquet: .*cannot be read"):
+            read()
 
 
 def test_a_column_of_another_type_names_the_file(files):

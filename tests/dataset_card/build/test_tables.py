@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import fsspec
 import numpy as np
@@ -69,6 +70,17 @@ def test_a_damaged_row_group_costs_its_own_rows(tmp_path, table):
     assert [row.number for row in got] == list(range(50))
     lost = [row.number for row in got if row.error]
     assert lost == list(range(20, 30)) and "row group cannot be read" in got[20].error
+
+
+def test_a_row_group_whose_columns_have_names_that_are_no_text_costs_its_own_rows(tmp_path):
+    pq.write_table(pa.table({"id": ["a"] * 20}), tmp_path / "a.parquet", row_group_size=10, store_schema=False)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    places = [match.start() for match in re.finditer(b"\x02id", bytes(data))]
+    data[places[-1] + 1] = 0x80  # of the last row group's path
+    (tmp_path / "a.parquet").write_bytes(data)
+    rows = read(ParquetTable(tmp_path / "a.parquet", "a"))
+    assert [row.number for row in rows if row.error] == list(range(10, 20))
+    assert "row group cannot be read" in rows[10].error
 
 
 def test_values_python_cannot_hold_cost_their_row(tmp_path):
