@@ -57,10 +57,16 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """An image with eight bits a channel: of sixteen bits and more the upper ones stay."""
+    """An image with eight bits a channel: of sixteen bits and more the upper ones stay.
+
+    Raises:
+        ValueError: a pixel is NaN or infinite.
+    """
     if not image.mode.startswith(("I", "F")):
         return image
     pixels = np.asarray(image)
+    if not np.isfinite(pixels).all():
+        raise ValueError("holds NaN or infinity")
     top = 65535.0 if pixels.dtype == np.uint16 else float(pixels.max(initial=0))
     top = 1.0 if top <= 1 else 255.0 if top <= 255 else 65535.0
     return Image.fromarray(((pixels / top).clip(0, 1) * 255).astype(np.uint8))

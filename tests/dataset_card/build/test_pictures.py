@@ -308,3 +308,16 @@ def test_within_a_folder_no_path_and_no_link_leads_out(tmp_path):
 def test_the_number_of_pixels_may_be_limited_further():
     assert check_picture(JPEG, "a.jpg", 512, 60 * 80)[2] is None
     assert check_picture(JPEG, "a.jpg", 512, 60 * 80 - 1)[2][0] == "image_too_large"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_picture_of_floats_that_are_not_finite_is_broken(value):
+    pixels = np.random.default_rng(0).random((40, 30), dtype=np.float32)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "TIFF")
+    assert check_picture(buffer.getvalue(), None, 512)[2] is None
+    pixels[3, 4] = value
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "TIFF")
+    data, _, (_, told) = check_picture(buffer.getvalue(), None, 512)
+    assert data == b"" and "holds NaN or infinity" in told
