@@ -356,7 +356,11 @@ class VectorsOutput:
                 path.unlink()
 
     def clear(self) -> None:
-        """Delete OUT.partial but for the lock; the plan last, so that nothing half deleted is gone on with."""
+        """Delete OUT.partial but for the lock: the shards at once, the plan last, so that nothing half deleted is gone
+        on with.
+        """
+        if self.shards.vectors.exists():
+            self.shards.vectors.rename(self.partial / "cleared")
         for path in sorted(self.partial.iterdir(), key=lambda path: path.name == "plan.json"):
             if path.is_dir():
                 shutil.rmtree(path)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from catalogue_runs import change, contents, encode, rows
 
+from moon2_training import vector_files
 from moon2_training.batch_inputs import BatchInputs
 
 # Runs in a process of its own, which dies when it is about to touch the disk for the nth time.
@@ -118,6 +119,26 @@ def test_a_run_that_goes_on_does_not_encode_finished_shards_again(model, catalog
     monkeypatch.setattr(BatchInputs, "make", watched)
     encode(model, catalogue, tmp_path / "out")
     assert len(encoded) == 4
+
+
+@pytest.mark.parametrize("name", ["out", "out.lance"])
+def test_a_run_that_is_killed_while_it_tidies_up_is_done(model, catalogue, tmp_path, monkeypatch, name):
+    rmtree = shutil.rmtree
+
+    def half(folder, *arguments, **options):
+        shards = sorted(Path(folder).glob("vectors-*.parquet")) or sorted(Path(folder).glob("0*.json"))
+        if not shards:
+            return rmtree(folder, *arguments, **options)
+        shards[0].unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vector_files.shutil, "rmtree", half)
+    with pytest.raises(KeyboardInterrupt):
+        encode(model, catalogue, tmp_path / name)
+    monkeypatch.undo()
+    told = encode(model, catalogue, tmp_path / name)
+    assert "nothing has changed: 24 products" in told["message"] and told["encoded"] == 24
+    assert not (tmp_path / f"{name}.partial").exists()
 
 
 @pytest.mark.slow
