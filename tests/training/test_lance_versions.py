@@ -14,6 +14,6 @@ def test_a_version_goes_an_hour_after_it_was_replaced_however_old_it_is():
         datetime(2026, 3, 3, 13, 15): datetime(2026, 3, 3, 12),
         datetime(2026, 3, 3, 13, 45): datetime(2026, 3, 3, 12, 30),
     }
-    for now, oldest in at.items():
-        age = lance_versions.age_of_replaced([when for when in written if when <= now], now)
-        assert age == (None if oldest is None else now - oldest + lance_versions.MARGIN)
+    for moment, oldest in at.items():
+        age = lance_versions.age_of_replaced([when for when in written if when <= moment], moment)
+        assert age == (None if oldest is None else moment - oldest + lance_versions.MARGIN)
